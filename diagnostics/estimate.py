@@ -1,0 +1,83 @@
+"""A number with its error and the way it was taken.
+
+Nothing in this toolkit hands a bare float to a reader: a value without its error invites decisions
+that the measurement cannot carry.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+ErrorKind = Literal["exact", "residual", "standard error", "spread", "bound"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured value, its error, the kind of that error, and how it was taken.
+
+    Args:
+        value: the number; ``nan`` when it could not be determined.
+        error: half-width, in the units of ``value``; 0 when ``kind`` is ``"exact"``.
+        kind: ``"exact"`` (rounding only), ``"residual"`` (a bound from an eigen-residual),
+            ``"standard error"`` (one sigma over draws), ``"spread"`` (standard deviation over
+            members), ``"bound"`` (a one-sided 95 % confidence bound).
+        how: one line a reader can check: method, batches, products, route.
+
+    Example:
+        >>> print(Estimate(1.0234, 0.0031, "residual", "Lanczos, 12 products"))
+        1.023 ± 0.003
+        >>> float(Estimate(2.0, 0.0, "exact", "closed form"))
+        2.0
+    """
+
+    value: float
+    error: float
+    kind: ErrorKind
+    how: str
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __str__(self) -> str:
+        return format_value(self.value, self.error)
+
+    @property
+    def determined(self) -> bool:
+        """Whether the value is a number at all."""
+        return math.isfinite(self.value)
+
+
+def exact(value: float, how: str) -> Estimate:
+    """An Estimate whose only error is rounding.
+
+    Example:
+        >>> exact(3.5, "norm of one tensor").kind
+        'exact'
+    """
+    return Estimate(float(value), 0.0, "exact", how)
+
+
+def format_value(value: float, error: float | None = None) -> str:
+    """Text for ``value ± error``, the error to one digit and the value to the same place.
+
+    Example:
+        >>> format_value(0.0123456), format_value(1234.567, 25.0), format_value(float("nan"))
+        ('0.01235', '1230 ± 30', 'undetermined')
+    """
+    if not math.isfinite(value):
+        return "undetermined"
+    if error is None or not math.isfinite(error) or error <= 0.0:
+        return f"{value:.4g}"
+    place = math.floor(math.log10(error))
+    shown_error = round(error, -place)
+    if abs(value) < 1e-4 or abs(value) >= 1e7:
+        digits = max(0, math.floor(math.log10(abs(value))) - place) if value else 0
+        return f"{value:.{min(digits, 6)}e} ± {error:.0e}"
+    if place >= 0:
+        return f"{round(value, -place):.0f} ± {shown_error:.0f}"
+    decimals = min(-place, 6)
+    if shown_error < 10.0**-decimals:
+        return f"{value:.{decimals}f} ± {error:.0e}"
+    return f"{value:.{decimals}f} ± {shown_error:.{decimals}f}"

@@ -1,0 +1,70 @@
+"""What every renderer is given: one set of findings and figures, whatever it is turned into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from reports.finding import Finding, Level
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under named columns. Cells are text or numbers; None is a value that was not measured."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float | int | None, ...], ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure: how to draw it, what to see in it, and the values behind it.
+
+    Args:
+        id: unique in the report, e.g. ``"sharpness-ratio"``.
+        title: what is shown, as a noun phrase.
+        caption: what the reader should see in it.
+        alt: the same for someone who cannot see it.
+        draw: draws on an empty matplotlib figure of ``size``, with colours from ``reports.palette`` only.
+        table: the values behind the drawing.
+        size: width and height in inches.
+    """
+
+    id: str
+    title: str
+    caption: str
+    alt: str
+    draw: Callable[[Canvas], None]
+    table: Table
+    size: tuple[float, float] = (7.2, 3.4)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A whole report, before it is rendered.
+
+    Args:
+        title: what the report is about, e.g. the run folder's name.
+        created: when it was made, ISO 8601, seconds.
+        level: the worst level that matters for the verdict.
+        diagnosis: one sentence a tired reader can act on.
+        findings: worst first.
+        figures: in the order in which the evidence is shown.
+        facts: name and value of what is known about the run (model, optimizer, steps, device).
+        methods: how each quantity was computed.
+        skipped: everything that was not measured, and why.
+    """
+
+    title: str
+    created: str
+    level: Level
+    diagnosis: str
+    findings: tuple[Finding, ...]
+    figures: tuple[Figure, ...]
+    facts: tuple[tuple[str, str], ...]
+    methods: Table
+    skipped: Table
