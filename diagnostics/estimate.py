@@ -63,7 +63,7 @@ def format_value(value: float, error: float | None = None) -> str:
     """Text for ``value ± error``, the error to one digit and the value to the same place.
 
     Example:
-        >>> format_value(0.0123456), format_value(1234.567, 25.0), format_value(float("nan"))
+        >>> format_value(0.0123456), format_value(1234.567, 31.0), format_value(float("nan"))
         ('0.01235', '1230 ± 30', 'undetermined')
     """
     if not math.isfinite(value):

@@ -1,0 +1,1 @@
+"""Curvature: operators, their products, and their extreme eigenpairs."""

@@ -1,0 +1,1 @@
+"""Effective learning rates: how far a step really moves each tensor."""

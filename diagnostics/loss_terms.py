@@ -1,0 +1,73 @@
+"""How many loss terms a batch holds: the weight that makes ragged batches average like one whole batch.
+
+A mean loss divides by the number of its terms, so the mean over everything is the mean of batch means weighted by
+that number:
+examples for most losses, elements for element-wise ones, unmasked (and class-weighted) labels for cross-entropy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from diagnostics.errors import DiagnosticsError
+
+_ELEMENTWISE = (
+    nn.MSELoss,
+    nn.L1Loss,
+    nn.SmoothL1Loss,
+    nn.HuberLoss,
+    nn.BCELoss,
+    nn.BCEWithLogitsLoss,
+    nn.PoissonNLLLoss,
+)
+
+
+def leading_dimension(batch: Any) -> float:
+    """The length of the first tensor in a batch: its number of examples."""
+    for leaf in tree_leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.ndim:
+            return float(leaf.shape[0])
+    raise DiagnosticsError(
+        "the number of loss terms in a batch cannot be told",
+        given=type(batch).__name__,
+        expected="a batch that contains a tensor with a leading example dimension",
+        attempt="terms=lambda batch: ... in Objective.from_loss",
+    )
+
+
+def pair_terms(loss: Callable[..., Tensor], targets: Any) -> float:
+    """The number of terms in ``loss(outputs, targets)``.
+
+    A loss with ``reduction="sum"`` counts one per batch: the objective is then the mean of the batch losses the
+    trainer sees.
+
+    Example:
+        >>> pair_terms(nn.CrossEntropyLoss(), torch.tensor([1, 2, -100]))
+        2.0
+    """
+    if getattr(loss, "reduction", "mean") == "sum":
+        return 1.0
+    if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) and isinstance(targets, Tensor):
+        if targets.is_floating_point():
+            return float(targets.numel() // max(1, targets.shape[1] if targets.ndim > 1 else targets.numel()))
+        kept = targets[targets != loss.ignore_index]
+        return float(kept.numel()) if loss.weight is None else float(loss.weight.to(kept.device)[kept].sum())
+    if isinstance(loss, _ELEMENTWISE) and isinstance(targets, Tensor):
+        return float(targets.numel())
+    return leading_dimension(targets)
+
+
+def huggingface_terms(model: nn.Module, batch: Mapping[str, Any]) -> float:
+    """Labels that are not masked with -100; causal language models never score the first position."""
+    labels = batch.get("labels")
+    if not isinstance(labels, Tensor):
+        return leading_dimension(batch)
+    if labels.is_floating_point() or labels.ndim < 2:
+        return float(labels.shape[0]) if labels.is_floating_point() else float((labels != -100).sum())
+    shifted = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel", "DoubleHeadsModel"))
+    return float(torch.sum((labels[:, 1:] if shifted else labels) != -100))

@@ -1,0 +1,340 @@
+"""The function whose geometry is measured: a model, a loss, fixed batches and a choice of parameters.
+
+L(θ) = Σ_b w_b ℓ_b(θ), where ℓ_b is the loss the trainer would see on batch b and w_b the share of all loss terms
+(examples, or unmasked tokens) that batch b holds. Batches are drawn once and kept, so L is a deterministic function
+and
+ragged batches are averaged as the whole would be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves, tree_map
+
+from diagnostics.errors import DiagnosticsError
+from diagnostics.loss_terms import huggingface_terms, leading_dimension, pair_terms
+from diagnostics.parameters import ParameterSpace, Selection, unwrap
+from diagnostics.quiet import Mode, quiet, reseed
+
+Batch = Any
+LossFunction = Callable[[nn.Module, Batch], Tensor]
+
+
+class Objective:
+    """A model, a loss and fixed batches: the scalar function that every measure differentiates.
+
+    Args:
+        model: any ``nn.Module``; ``torch.compile``, DDP and DataParallel wrappers are looked through.
+        loss: callable ``loss(outputs, targets) -> scalar``, the one the trainer uses, reduction and all.
+        batches: one ``(inputs, targets)`` pair of tensors, or an iterable of such pairs (a list, a DataLoader).
+            Copied once, without touching the random state, and moved to the model's device.
+        params: which parameters; see ``ParameterSpace``.
+        mode: ``"eval"`` (default) or ``"train"``: how dropout and batch normalisation behave inside. In train mode
+        the random
+            numbers are the same on every call.
+        limit: keep at most this many batches.
+
+    Raises:
+        DiagnosticsError: no batches, batches of the wrong form, an unknown mode, nothing selected.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> x, y = torch.randn(7, 2), torch.randn(7, 1)
+        >>> whole = Objective(model, nn.MSELoss(), (x, y))
+        >>> ragged = Objective(model, nn.MSELoss(), [(x[:5], y[:5]), (x[5:], y[5:])])
+        >>> abs(whole.loss() - ragged.loss()) < 1e-6, whole.num_parameters
+        (True, 3)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Any, Any], Tensor],
+        batches: Iterable[Any] | tuple[Tensor, Tensor],
+        *,
+        params: Selection = None,
+        mode: Mode = "eval",
+        limit: int | None = None,
+    ) -> None:
+        if not callable(loss):
+            raise DiagnosticsError(
+                "loss cannot be called",
+                given=type(loss).__name__,
+                expected="a callable loss(outputs, targets) -> scalar tensor",
+                attempt="nn.CrossEntropyLoss(), or Objective.from_loss(model, loss_fn, batches)",
+            )
+
+        def loss_of_pair(module: nn.Module, batch: Batch) -> Tensor:
+            inputs, targets = batch
+            return loss(module(inputs), targets)
+
+        drawn = _draw([batches] if _is_pair_of_tensors(batches) else batches, limit)
+        for index, batch in enumerate(drawn):
+            if not (isinstance(batch, Sequence) and len(batch) == 2):
+                raise DiagnosticsError(
+                    f"batches[{index}] is not an (inputs, targets) pair",
+                    given=_describe(batch),
+                    expected="a pair, as a DataLoader over (inputs, targets) yields",
+                    attempt="Objective.from_loss(model, loss_fn, batches) for batches of any form",
+                )
+        self._set_up(model, loss_of_pair, drawn, lambda batch: pair_terms(loss, batch[1]), params, mode)
+
+    @classmethod
+    def from_loss(
+        cls,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        batches: Iterable[Any],
+        *,
+        terms: Callable[[Batch], float] = leading_dimension,
+        params: Selection = None,
+        mode: Mode = "eval",
+        limit: int | None = None,
+    ) -> Objective:
+        """An Objective from ``loss_fn(model, batch) -> mean loss``, for batches of any form.
+
+        Args:
+            model: as for the class.
+            loss_fn: returns the mean loss of one batch as a scalar tensor; must call the model it is handed.
+            batches: an iterable of whatever ``loss_fn`` takes.
+            terms: how many loss terms a batch holds; the length of its first tensor unless told otherwise.
+            params: as for the class.
+            mode: as for the class.
+            limit: as for the class.
+
+        Example:
+            >>> model = nn.Linear(2, 1)
+            >>> data = [torch.randn(4, 2), torch.randn(3, 2)]
+            >>> Objective.from_loss(model, lambda m, x: m(x).square().mean(), data).terms
+            (4.0, 3.0)
+        """
+        self = cls.__new__(cls)
+        self._set_up(model, loss_fn, _draw(batches, limit), terms, params, mode)
+        return self
+
+    @classmethod
+    def huggingface(
+        cls,
+        model: nn.Module,
+        batches: Iterable[Mapping[str, Any]],
+        *,
+        params: Selection = None,
+        mode: Mode = "eval",
+        limit: int | None = None,
+    ) -> Objective:
+        """An Objective from a Hugging Face model and dict batches with labels: ``model(**batch).loss``.
+
+        A batch counts by its labels that are not ``-100`` (shifted by one for causal language models).
+        """
+
+        def loss_of_dict(module: nn.Module, batch: Batch) -> Tensor:
+            loss = module(**batch).loss
+            if loss is None:
+                raise DiagnosticsError(
+                    "the model returned no loss", given=_describe(batch), expected="a batch with 'labels'"
+                )
+            return loss  # type: ignore[no-any-return]
+
+        drawn = _draw([batches] if isinstance(batches, Mapping) else batches, limit)
+        for index, batch in enumerate(drawn):
+            if not isinstance(batch, Mapping):
+                raise DiagnosticsError(
+                    f"batches[{index}] is not a mapping", given=_describe(batch), expected="a dict for model(**batch)"
+                )
+        self = cls.__new__(cls)
+        plain = unwrap(model)
+        self._set_up(model, loss_of_dict, drawn, lambda batch: huggingface_terms(plain, batch), params, mode)
+        return self
+
+    def _set_up(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        drawn: list[Batch],
+        terms: Callable[[Batch], float],
+        params: Selection,
+        mode: Mode,
+    ) -> None:
+        if mode not in ("eval", "train"):
+            raise DiagnosticsError("mode is unknown", given=repr(mode), expected="'eval' or 'train'")
+        self.model = unwrap(model)
+        self.mode: Mode = mode
+        self.space = ParameterSpace(self.model, params)
+        self.batches: tuple[Batch, ...] = tuple(_keep(batch, self.space.device) for batch in drawn)
+        self.terms: tuple[float, ...] = tuple(float(terms(batch)) for batch in self.batches)
+        total = sum(self.terms)
+        if not (total > 0 and math.isfinite(total)):
+            raise DiagnosticsError(
+                "the batches hold no loss terms",
+                given=f"{len(self.batches)} batches with {total:g} terms",
+                expected="at least one example (or unmasked label)",
+            )
+        self.weights: tuple[float, ...] = tuple(count / total for count in self.terms)
+        self._loss = _LossModule(self.model, loss_fn)
+
+    @property
+    def num_parameters(self) -> int:
+        """P, the number of selected parameters."""
+        return self.space.total
+
+    @property
+    def description(self) -> str:
+        """The data and mode every number from this Objective rests on, in one line."""
+        count = sum(self.terms)
+        batches = f"{len(self.batches)} batches" if len(self.batches) > 1 else "one batch"
+        return f"{count:,.0f} loss terms in {batches}, {self.mode} mode"
+
+    def batch_loss(self, index: int, values: Sequence[Tensor]) -> Tensor:
+        """ℓ_b at the given parameter values, differentiable in them. To be called inside ``quiet``.
+
+        Args:
+            index: which batch.
+            values: one tensor per selected parameter.
+        """
+        state = {f"model.{name}": _plain(tensor) for name, tensor in self.model.named_parameters()}
+        state.update({f"model.{name}": buffer.clone() for name, buffer in self.model.named_buffers()})
+        state.update({f"model.{name}": value for name, value in zip(self.space.names, values, strict=True)})
+        # The same numbers for dropout on every call, whatever was drawn before.
+        reseed(index)
+        # Models may begin with an in-place operation: hand out a copy, keep the batch.
+        batch = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, self.batches[index])
+        loss = functional_call(self._loss, state, (batch,))
+        if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point()):
+            raise DiagnosticsError(
+                "the loss is not a scalar",
+                given=_describe(loss),
+                expected="one floating-point number per batch",
+                attempt="reduction='mean' in the loss",
+            )
+        return loss.reshape(())
+
+    def surroundings(self) -> tuple[int, ...]:
+        """A fingerprint of what L depends on beside θ: it changes when a frozen parameter or a buffer is written
+        to.
+        """
+        selected = {id(tensor) for tensor in self.space.tensors}
+        others = [*self.model.parameters(), *self.model.buffers()]
+        return tuple(
+            number
+            for tensor in others
+            if id(tensor) not in selected
+            for number in (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
+        )
+
+    def evaluate(self, index: int) -> None:
+        """Run the model and the loss on one batch, for whoever watches the forward pass. To be called inside
+        ``quiet``.
+        """
+        with torch.no_grad():
+            self.batch_loss(index, self.space.values())
+
+    def loss(self) -> float:
+        """L(θ) at the model's parameters as they are now.
+
+        Example:
+            >>> Objective(nn.Linear(1, 1), nn.MSELoss(), (torch.zeros(3, 1), torch.zeros(3, 1))).loss() >= 0
+            True
+        """
+        return self.loss_at(self.space.values())
+
+    def loss_at(self, values: Sequence[Tensor]) -> float:
+        """L at the given parameter values (one tensor per selected parameter)."""
+        with quiet(self.model, self.mode), torch.no_grad():
+            return sum(
+                weight * float(self.batch_loss(index, values)) for index, weight in enumerate(self.weights) if weight
+            )
+
+    def gradient(self) -> Tensor:
+        """∇L(θ), shape (P,), at the model's parameters as they are now; zero where the loss does not reach."""
+        return self.loss_and_gradient(self.space.values())[1]
+
+    def loss_and_gradient(self, values: Sequence[Tensor]) -> tuple[float, Tensor]:
+        """L and ∇L, shape (P,), at the given parameter values (one tensor per selected parameter)."""
+        loss = 0.0
+        with quiet(self.model, self.mode):
+            gradient = torch.zeros(self.space.total, dtype=self.space.dtype, device=self.space.device)
+            leaves = [value.detach().requires_grad_() for value in values]
+            for index, weight in enumerate(self.weights):
+                if weight:
+                    batch_loss = self.batch_loss(index, leaves)
+                    loss += weight * float(batch_loss.detach())
+                    gradient.add_(self.space.flatten(self.differentiate(batch_loss, leaves)), alpha=weight)
+        return loss, gradient
+
+    def differentiate(self, loss: Tensor, leaves: Sequence[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
+        """Gradients of a batch loss in the leaves, zero where it does not reach."""
+        if not loss.requires_grad:
+            raise DiagnosticsError(
+                "the loss does not depend on any selected parameter",
+                given=f"{len(self.space.names)} parameters, first {self.space.names[0]!r}",
+                expected="a loss computed from the model that is handed in, without no_grad or detach",
+            )
+        return torch.autograd.grad(loss, leaves, create_graph=create_graph, materialize_grads=True)
+
+
+class _LossModule(nn.Module):
+    """Model and loss as one module, so that ``functional_call`` swaps parameters for all that ``loss_fn`` does."""
+
+    def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
+        super().__init__()
+        self.model = model
+        self.loss_fn = loss_fn
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.loss_fn(self.model, batch)
+
+
+def _is_pair_of_tensors(batches: Any) -> bool:
+    return isinstance(batches, tuple | list) and len(batches) == 2 and all(isinstance(part, Tensor) for part in batches)
+
+
+def _draw(batches: Any, limit: int | None) -> list[Batch]:
+    """Take the batches; a DataLoader's iterator consumes global randomness, so states are set aside."""
+    if limit is not None and limit < 1:
+        raise DiagnosticsError("limit is too small", given=str(limit), expected="at least 1, or None for all batches")
+    if isinstance(batches, Tensor | str | Mapping) or not isinstance(batches, Iterable):
+        raise DiagnosticsError(
+            "batches is not an iterable of batches",
+            given=_describe(batches),
+            expected="a list of batches, a DataLoader, or one (inputs, targets) pair",
+        )
+    drawn: list[Batch] = []
+    with quiet(nn.Module()):
+        for batch in batches:
+            # Hugging Face hands out mappings of its own kind, which tree_map would take for a leaf.
+            drawn.append(dict(batch) if isinstance(batch, Mapping) else batch)
+            if len(drawn) == limit:
+                break
+    if not drawn:
+        raise DiagnosticsError("batches is empty", expected="at least one batch", attempt="a DataLoader that yields")
+    return drawn
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The tensor as a constant; one made under inference mode cannot take part in autograd and is copied."""
+    return tensor.clone() if tensor.is_inference() else tensor.detach()
+
+
+def _keep(batch: Batch, device: torch.device) -> Batch:
+    def copy(leaf: Any) -> Any:
+        return leaf.detach().to(device, copy=True) if isinstance(leaf, Tensor) else leaf
+
+    with torch.inference_mode(False):
+        return tree_map(copy, batch)
+
+
+def _describe(thing: Any) -> str:
+    if isinstance(thing, Tensor):
+        return f"a tensor of shape {tuple(thing.shape)}"
+    if isinstance(thing, Mapping):
+        return "a mapping with keys " + ", ".join(map(str, list(thing)[:6]))
+    if isinstance(thing, tuple | list):
+        kinds = ", ".join(type(leaf).__name__ for leaf in tree_leaves(thing)[:4])
+        return f"a {type(thing).__name__} of {len(thing)} ({kinds})"
+    return type(thing).__name__

@@ -1,0 +1,148 @@
+"""The stability ratio: how close a run is to the edge, whatever its optimizer.
+
+Gradient descent follows the loss down only where curvature stays below a threshold set by its step (2/η for plain
+gradient descent). Full-batch training tends to drive curvature up to that threshold and to hover there: the edge of
+stability. The ratio of
+curvature to threshold is the one number that can be read without knowing the optimizer: below 1 steps contract, at
+1 they
+oscillate, above 1 they grow. It is the largest eigenvalue of D^½ (H + Λ) D^½, with D the per-coordinate step sizes
+divided by
+2 − ηλ_d and multiplied by F(−1) (see ``rules``).
+
+Source: Cohen et al., arXiv 2103.00065 (gradient descent), arXiv 2207.14484 (Adam).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from diagnostics.curvature.lanczos import Eigenpairs, top_eigenpairs
+from diagnostics.curvature.operators import Hessian, Preconditioned
+from diagnostics.estimate import Estimate
+from diagnostics.objective import Objective
+from diagnostics.stability.preconditioner import scaling
+
+
+@dataclass(frozen=True)
+class Stability:
+    """How close a step is to the edge.
+
+    Attributes:
+        ratio: curvature over threshold; 1 is the edge for every optimizer.
+        curvature: λmax of the Hessian (SGD) or of the preconditioned Hessian (Adam, AdamW, RMSprop); equal to
+        ``ratio`` when
+            parameter groups differ, for then no one scale is common to them.
+        threshold: the curvature at the edge; 1 when groups differ; infinite at a zero learning rate.
+        rule: which formula, e.g. ``"adamw: (1+β1)(2−ηλ)/((1−β1)η)"``.
+        preconditioned: whether ``curvature`` is of the preconditioned Hessian.
+        converged: whether the eigenvalue met its tolerance.
+        vector: (P, 1), the top eigenvector in the scaled coordinates; a warm start for the next call.
+        matvecs: Hessian-vector products used.
+        note: what the number does not cover; empty when nothing.
+    """
+
+    ratio: Estimate
+    curvature: Estimate
+    threshold: float
+    rule: str
+    preconditioned: bool
+    converged: bool
+    vector: Tensor
+    matvecs: int
+    note: str
+
+    def __str__(self) -> str:
+        edge = f"curvature {self.curvature}, threshold {self.threshold:.6g} [{self.rule}]"
+        return f"stability ratio {self.ratio} (1 is the edge): {edge}"
+
+
+def stability(
+    objective: Objective,
+    optimizer: Optimizer,
+    *,
+    hessian: Hessian | None = None,
+    tol: float = 1e-3,
+    start: Tensor | None = None,
+    seed: int = 0,
+) -> Stability:
+    """The stability ratio of an optimizer on an objective, at the parameters as they are now.
+
+    Args:
+        objective: the loss whose curvature counts: the trainer's own, reduction included.
+        optimizer: the live torch optimizer: SGD (momentum, dampening, Nesterov, decay), Adam, AdamW or RMSprop.
+        hessian: one already made for this objective, to share its graph.
+        tol: relative residual of the eigenvalue.
+        start: the ``vector`` of an earlier call, for a warm start.
+        seed: of the random start.
+
+    Raises:
+        DiagnosticsError: an optimizer without a rule, without state where one is needed, or for another model.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> objective = Objective(model, torch.nn.MSELoss(), (torch.ones(4, 1), torch.zeros(4, 1)))
+        >>> s = stability(objective, torch.optim.SGD(model.parameters(), lr=0.25))
+        >>> round(float(s.ratio), 6), round(float(s.curvature), 6), s.threshold
+        (0.25, 2.0, 8.0)
+    """
+    scaled = scaling(optimizer, objective.space)
+    operator = hessian if hessian is not None else Hessian(objective)
+    pairs = top_eigenpairs(Preconditioned(operator, scaled.root, scaled.shift), tol=tol, start=start, seed=seed)
+    how = f"{pairs.how}; {objective.description}"
+    ratio = Estimate(float(pairs.values[0]), float(pairs.residuals[0]), "residual", how)
+    rule = scaled.uniform
+    if rule is None:
+        text, edge, curvature = "groups differ: ratio of each coordinate to its own edge", 1.0, ratio
+    elif rule.weight == 0.0:
+        text, edge = rule.text, math.inf
+        curvature = Estimate(math.nan, math.nan, "residual", "the learning rate is zero")
+    else:
+        text, edge = rule.text, rule.threshold
+        coupled = rule.coupled_decay if rule.denominator is None else 0.0
+        curvature = Estimate(ratio.value / rule.weight - coupled, ratio.error / rule.weight, "residual", how)
+    return Stability(
+        ratio=ratio,
+        curvature=curvature,
+        threshold=edge,
+        rule=text,
+        preconditioned=rule is None or rule.denominator is not None,
+        converged=pairs.converged,
+        vector=pairs.vectors,
+        matvecs=pairs.matvecs,
+        note=scaled.note,
+    )
+
+
+def sharpness(
+    objective: Objective,
+    *,
+    hessian: Hessian | None = None,
+    tol: float = 1e-3,
+    start: Tensor | None = None,
+    seed: int = 0,
+) -> tuple[Estimate, Eigenpairs]:
+    """The largest algebraic Hessian eigenvalue λmax, and the pair it came from.
+
+    Args:
+        objective: the loss to measure.
+        hessian: one already made for this objective, to share its graph.
+        tol: relative residual.
+        start: (P, 1), a former top eigenvector.
+        seed: of the random start.
+
+    Example:
+        >>> import torch
+        >>> model, data = torch.nn.Linear(1, 1, bias=False), (torch.ones(4, 1), torch.zeros(4, 1))
+        >>> objective = Objective(model, torch.nn.MSELoss(), data)
+        >>> print(sharpness(objective)[0])
+        2.000000 ± 0.000002
+    """
+    operator = hessian if hessian is not None else Hessian(objective)
+    pairs = top_eigenpairs(operator, tol=tol, start=start, seed=seed)
+    how = f"{pairs.how}; {objective.description}"
+    return Estimate(float(pairs.values[0]), float(pairs.residuals[0]), "residual", how), pairs

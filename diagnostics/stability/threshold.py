@@ -1,0 +1,83 @@
+"""The curvature at which a live optimizer's step stops contracting, read from its parameter groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.optim import Optimizer
+
+from diagnostics.errors import DiagnosticsError
+from diagnostics.stability.rules import step_rules
+
+
+@dataclass(frozen=True)
+class GroupThreshold:
+    """The edge of one parameter group: ``value`` in units of (preconditioned) curvature, and the ``rule`` it came
+    from.
+    """
+
+    group: int
+    value: float
+    rule: str
+    lr: float
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The edge of stability of an optimizer, one entry per parameter group in ``by_group``."""
+
+    by_group: tuple[GroupThreshold, ...]
+
+    @property
+    def value(self) -> float:
+        """The threshold all groups share.
+
+        Raises:
+            DiagnosticsError: the groups differ; ``stability(objective, optimizer).ratio`` handles that.
+        """
+        first = self.by_group[0]
+        if any(group.value != first.value for group in self.by_group):
+            values = ", ".join(f"{group.value:g}" for group in self.by_group)
+            raise DiagnosticsError(
+                "the parameter groups have different thresholds",
+                given=values,
+                expected="one value",
+                attempt=".by_group, or stability(objective, optimizer).ratio, whose edge is 1 whatever the groups",
+            )
+        return first.value
+
+    @property
+    def rule(self) -> str:
+        """The rules in use, each once."""
+        return "; ".join(dict.fromkeys(group.rule for group in self.by_group))
+
+    def __str__(self) -> str:
+        return ", ".join(f"group {group.group}: {group.value:.6g} ({group.rule})" for group in self.by_group)
+
+
+def threshold(optimizer: Optimizer) -> Threshold:
+    """The largest curvature each parameter group's step can follow without growing.
+
+    For SGD the curvature is that of the Hessian; for Adam, AdamW and RMSprop that of P^-½ H P^-½ with P the
+    optimizer's
+    present preconditioner. Read anew from the learning rates as they are now.
+
+    Raises:
+        DiagnosticsError: the optimizer is not one whose step is understood.
+
+    Source: arXiv 2103.00065, 2207.14484.
+
+    Example:
+        >>> import torch
+        >>> weights = [torch.nn.Parameter(torch.zeros(2))]
+        >>> threshold(torch.optim.SGD(weights, lr=0.1)).value
+        20.0
+        >>> round(threshold(torch.optim.Adam(weights, lr=0.01)).value)
+        3800
+    """
+    return Threshold(
+        tuple(
+            GroupThreshold(group=index, value=rule.threshold, rule=rule.text, lr=rule.lr)
+            for index, rule in enumerate(step_rules(optimizer))
+        )
+    )

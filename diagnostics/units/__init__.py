@@ -1,0 +1,1 @@
+"""Units: what goes into and comes out of each non-linearity."""
