@@ -1,1 +1,11 @@
-"""Placeholder."""
+"""The instruments: attach to a training run or open a checkpoint, decide when to measure, write the run down."""
+
+from probes.learning_rate import EffectiveLearningRate as EffectiveLearningRate
+from probes.monitor import Monitor as Monitor
+from probes.run.reader import Run as Run
+from probes.run.records import Record as Record
+from probes.schedule import at as at
+from probes.schedule import every as every
+from probes.schedule import log_spaced as log_spaced
+from probes.sharpness import Sharpness as Sharpness
+from probes.units import Units as Units

@@ -109,7 +109,14 @@ class _Watch(TorchFunctionMode):
             self.axis = -1
         family = NONLINEARITY.get(func)
         operand = args[0] if args else kwargs.get("input")
-        if family is None or self.inside or not isinstance(operand, Tensor) or not operand.is_floating_point():
+        # Outside every module is the loss, whose functions are not units.
+        if (
+            family is None
+            or not self.path
+            or self.inside
+            or not isinstance(operand, Tensor)
+            or not operand.is_floating_point()
+        ):
             return func(*args, **kwargs)
         # The call may write in place: keep z from before.
         z = operand.detach().clone()
@@ -120,7 +127,7 @@ class _Watch(TorchFunctionMode):
         return result
 
     def _place(self, family: Nonlinearity) -> str:
-        path, module = self.path[-1] if self.path else ("", None)
+        path, module = self.path[-1]
         is_the_module_itself = type(module).__module__ == nn.ReLU.__module__
         return path if path and is_the_module_itself else f"{path}.{family.name}".lstrip(".")
 

@@ -1,0 +1,107 @@
+"""The header of a run: what was trained, with what, and by which versions."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import sys
+import uuid
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from diagnostics import Objective
+from probes.probe import Probe
+from probes.run.reader import SCHEMA_VERSION
+from probes.schedule import Schedule
+
+DISTRIBUTION = "training-dynamics-diagnostics"
+
+
+def run_header(
+    model: nn.Module,
+    optimizer: Optimizer,
+    objective: Objective | None,
+    probes: Iterable[tuple[Probe, Schedule]],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What ``run.json`` holds, as JSON values."""
+    tensor = next(model.parameters(), torch.empty(0))
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "id": uuid.uuid4().hex,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "argv": sys.argv,
+        "versions": versions(),
+        "device": device_name(tensor.device),
+        "model": fingerprint(model),
+        "optimizer": describe_optimizer(optimizer),
+        "objective": None
+        if objective is None
+        else {
+            "loss_terms": sum(objective.terms),
+            "batches": len(objective.batches),
+            "mode": objective.mode,
+            "parameters": objective.num_parameters,
+        },
+        "probes": [
+            {"name": probe.name, "settings": probe.settings(), "schedule": schedule.text} for probe, schedule in probes
+        ],
+        "settings": dict(settings),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of this package and what its numbers depend on."""
+    try:
+        own = metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        own = "not installed"
+    return {
+        DISTRIBUTION: own,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+    }
+
+
+def fingerprint(model: nn.Module) -> dict[str, Any]:
+    """Class, size, and a hash of names, shapes and dtypes: what must not change when a run is resumed."""
+    shapes = [(name, list(tensor.shape), str(tensor.dtype)) for name, tensor in model.named_parameters()]
+    return {
+        "class": type(model).__name__,
+        "parameters": sum(tensor.numel() for tensor in model.parameters()),
+        "tensors": len(shapes),
+        "hash": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],
+    }
+
+
+def describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
+    """Class and hyperparameters, group by group."""
+    return {
+        "class": type(optimizer).__name__,
+        "groups": [
+            {key: _plain(value) for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+        ],
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The device as a person would call it."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} ({device})"
+    return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.tolist() if value.numel() <= 16 else f"tensor of shape {tuple(value.shape)}"
+    if isinstance(value, tuple | list):
+        return [_plain(part) for part in value]
+    return value if isinstance(value, bool | int | float | str | None) else repr(value)

@@ -1,0 +1,251 @@
+"""The Monitor: attaches probes to a training run and writes the Run.
+
+Harmless by construction. It hangs on two optimizer hooks and on nothing else; what it measures runs in ``quiet``,
+on copies; whatever
+goes wrong on our side is recorded or logged, never passed on to the loop. Steps are counted by the optimizer, so a
+step that AMP skips does not count.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from diagnostics import DiagnosticsError, Objective
+from diagnostics.parameters import unwrap
+from diagnostics.stability.rules import unwrap_optimizer
+from probes.budget import Budget
+from probes.header import run_header
+from probes.journal import FAILURES_ALLOWED, Journal, Sink
+from probes.learning_rate import EffectiveLearningRate
+from probes.probe import Moment, Probe, Reading
+from probes.run.writer import RunWriter
+from probes.schedule import as_schedule
+from probes.sharpness import Sharpness
+from probes.units import Units
+from probes.updates import UpdateMeter
+
+_log = logging.getLogger("probes")
+
+
+class Monitor:
+    """Attach probes to a training loop for the length of a ``with`` block.
+
+    Args:
+        model: the model that trains, wrapped or not.
+        optimizer: the optimizer that trains it; its steps are the clock.
+        objective: the fixed data and loss that curvature, rates and units are measured on; probes that need it are
+            skipped without one.
+        out: folder for the Run; must not hold a run yet, unless ``resume`` is given.
+        probes: which; by default ``Sharpness()``, ``EffectiveLearningRate()`` and ``Units()``.
+        every: a number of steps, or a schedule, for probes without their own. The first state and the last are always
+            measured.
+        budget: expensive probes may take this share of training wall time, and are spaced out to keep to it once
+        the first
+            ``probes.budget.GRACE`` seconds are spent; None for no limit.
+        sinks: callables ``log(scalars, step)``, as ``wandb.log`` and ``mlflow.log_metrics`` are; names are
+            ``diag/<probe>/<quantity>[/<layer>]``.
+        resume: the step from which training restarts, to continue the run in ``out``; later records are dropped.
+
+    Raises:
+        DiagnosticsError: bad arguments, before training starts. Nothing is raised inside the block.
+
+    Example:
+        >>> import tempfile
+        >>> model = nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> x, y = torch.randn(8, 2), torch.randn(8, 1)
+        >>> folder = Path(tempfile.mkdtemp()) / "run"
+        >>> with Monitor(model, optimizer, Objective(model, nn.MSELoss(), (x, y)), out=folder, every=5) as monitor:
+        ...     for _ in range(10):
+        ...         optimizer.zero_grad()
+        ...         nn.functional.mse_loss(model(x), y).backward()
+        ...         _ = optimizer.step()
+        >>> from probes import Run
+        >>> Run.open(folder).series("sharpness", "ratio").steps.tolist()
+        [0, 5, 10]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        objective: Objective | None = None,
+        *,
+        out: str | Path,
+        probes: Sequence[Probe] | None = None,
+        every: int | Callable[[int], bool] = 100,
+        budget: float | None = 0.05,
+        sinks: Iterable[Sink] = (),
+        resume: int | None = None,
+    ) -> None:
+        self.model = unwrap(model)
+        self.optimizer = unwrap_optimizer(optimizer)
+        _check(self.model, self.optimizer, objective, budget, resume)
+        self.objective = objective
+        self.probes: list[Probe] = [Sharpness(), EffectiveLearningRate(), Units()] if probes is None else list(probes)
+        self.step = resume or 0
+        self.folder = Path(out)
+        schedules = [as_schedule(every if probe.every is None else probe.every) for probe in self.probes]
+        self._scheduled = list(zip(self.probes, schedules, strict=True))
+        self._failures: Counter[str] = Counter()
+        self._off: set[str] = set()
+        self._measured_at: dict[str, int] = {}
+        self._updates = UpdateMeter(self.model)
+        self._budget = Budget(budget)
+        self._handles: list[Any] = []
+        # Every rank holds the same weights after a step, so one rank can speak for all.
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self._journal: Journal | None = None
+        if not distributed or torch.distributed.get_rank() == 0:
+            settings = {"every": as_schedule(every).text, "budget": budget}
+            header = run_header(self.model, self.optimizer, objective, self._scheduled, settings)
+            self._journal = Journal(RunWriter(self.folder, header, resume), sinks)
+
+    def __enter__(self) -> Monitor:
+        if self._journal is not None:
+            self._budget = Budget(self._budget.share)
+            self._handles = [
+                self.optimizer.register_step_pre_hook(self._before_step),
+                self.optimizer.register_step_post_hook(self._after_step),
+            ]
+            self._guarded(self._measure_now)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if self._journal is not None:
+            if kind is None:
+                self._guarded(self._measure_now)
+            self._guarded(self._account)
+            self._guarded(self._journal.close)
+            self._journal = None
+
+    def log(self, **scalars: float) -> None:
+        """Record the loop's own numbers, such as its loss, at the present step.
+
+        Args:
+            scalars: anything ``float()`` takes.
+        """
+        self._guarded(
+            lambda: self._write(
+                "loop", [Reading(name, float(value)) for name, value in scalars.items()], to_sinks=False
+            )
+        )
+
+    def _before_step(self, *_: Any) -> None:
+        self._guarded(self._keep_parameters)
+
+    def _after_step(self, *_: Any) -> None:
+        self.step += 1
+        self._guarded(self._measure_due)
+
+    def _keep_parameters(self) -> None:
+        if any("updates" in probe.needs and self._budget.affords(probe) for probe in self._due(self.step + 1)):
+            with self._budget.spend("updates"):
+                self._updates.before_step()
+
+    def _measure_due(self) -> None:
+        for probe in self._due(self.step):
+            if self._budget.affords(probe):
+                self._measure(probe)
+            else:
+                note = f"would exceed the budget of {self._budget.share:.0%} of training time"
+                self._write(probe.name, [Reading("measurement", None, status="skipped", note=note)])
+        self._updates.forget()
+
+    def _measure_now(self) -> None:
+        """The first state and the last, whatever the schedules and the budget say."""
+        for probe, _ in self._scheduled:
+            if probe.name not in self._off and self._measured_at.get(probe.name) != self.step:
+                self._measure(probe)
+
+    def _due(self, step: int) -> list[Probe]:
+        return [probe for probe, schedule in self._scheduled if probe.name not in self._off and schedule(step)]
+
+    def _measure(self, probe: Probe) -> None:
+        self._measured_at[probe.name] = self.step
+        readings: list[Reading] = []
+        with self._budget.spend(probe.name):
+            _wait_for(self.model)
+            if "objective" in probe.needs and self.objective is None:
+                readings.append(Reading("measurement", None, status="skipped", note="no objective was given"))
+                self._off.add(probe.name)
+            else:
+                updates = self._updates.after_step() if "updates" in probe.needs else {}
+                moment = Moment(self.step, self.model, self.optimizer, self.objective, updates)
+                try:
+                    readings.extend(probe.measure(moment))
+                    self._failures[probe.name] = 0
+                # A probe may run into anything the user's model can raise; none of it may reach the loop.
+                except Exception as problem:  # noqa: BLE001
+                    readings.append(self._failed(probe, problem))
+            self._write(probe.name, readings)
+
+    def _failed(self, probe: Probe, problem: Exception) -> Reading:
+        self._failures[probe.name] += 1
+        reason = f"{type(problem).__name__}: {problem}"
+        if self._failures[probe.name] == 1:
+            _log.warning("probe %r failed at step %d and training goes on: %s", probe.name, self.step, reason)
+        if self._failures[probe.name] >= FAILURES_ALLOWED:
+            self._off.add(probe.name)
+            reason += f" (switched off after {FAILURES_ALLOWED} failures in a row)"
+        return Reading("measurement", None, status="failed", note=reason)
+
+    def _write(self, probe: str, readings: Iterable[Reading], to_sinks: bool = True) -> None:
+        if self._journal is not None:
+            self._journal.write(probe, self.step, readings, to_sinks=to_sinks)
+
+    def _account(self) -> None:
+        """What the measurements cost, for the report."""
+        training = Reading("training_seconds", self._budget.training)
+        spent = [Reading("seconds", seconds, layer=probe) for probe, seconds in self._budget.spent.items()]
+        self._write("monitor", [training, *spent], to_sinks=False)
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        """Whatever goes wrong on our side stays on our side."""
+        try:
+            action()
+        # The promise to the loop: nothing of ours is raised inside it.
+        except Exception as problem:  # noqa: BLE001
+            self._failures["monitor"] += 1
+            if self._failures["monitor"] == 1:
+                _log.warning("the monitor failed at step %d and training goes on: %r", self.step, problem)
+
+
+def _wait_for(model: nn.Module) -> None:
+    """Let queued kernels finish, so that their time is not booked to a probe."""
+    tensor = next(model.parameters(), None)
+    if tensor is not None and tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
+
+
+def _check(
+    model: nn.Module, optimizer: Any, objective: Objective | None, budget: float | None, resume: int | None
+) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise DiagnosticsError(
+            "optimizer is not a torch optimizer", given=type(optimizer).__name__, expected="torch.optim.Optimizer"
+        )
+    if objective is not None and objective.model is not model:
+        raise DiagnosticsError(
+            "objective was built on another model",
+            given=f"a {type(objective.model).__name__} that is not the model passed to Monitor",
+            expected="Objective(model, ...) with the same model object",
+        )
+    if budget is not None and not budget > 0:
+        raise DiagnosticsError("budget is not positive", given=str(budget), expected="a share such as 0.05, or None")
+    if resume is not None and resume < 0:
+        raise DiagnosticsError("resume is negative", given=str(resume), expected="the step training restarts from")

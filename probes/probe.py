@@ -1,0 +1,83 @@
+"""What a probe is: one scheduled measurement of a run.
+
+A probe says what it needs and what it costs; the Monitor decides when it runs, hands it the moment, and writes down
+what it returns. It
+keeps no state but warm starts, so that a probe which fails once can simply be asked again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy
+from torch import nn
+from torch.optim import Optimizer
+
+from diagnostics import Estimate, Objective
+from probes.run.records import Status
+
+Need = Literal["objective", "updates"]
+Cost = Literal["free", "cheap", "expensive"]
+
+
+@dataclass(frozen=True)
+class TensorUpdate:
+    """What one optimizer step did to one tensor: its norm before, and the norm of the change."""
+
+    before: float
+    change: float
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A run at one step, right after the optimizer has moved.
+
+    Attributes:
+        step: optimizer steps taken.
+        model: the module itself, out of any wrapper.
+        optimizer: the torch optimizer itself, out of any wrapper.
+        objective: what to differentiate; present for probes that need it.
+        updates: by tensor name, for probes that need updates; empty before the first step.
+    """
+
+    step: int
+    model: nn.Module
+    optimizer: Optimizer
+    objective: Objective | None = None
+    updates: Mapping[str, TensorUpdate] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a probe returns: one number, or why there is none; and an array, where a number is not enough."""
+
+    name: str
+    value: Estimate | float | None
+    layer: str | None = None
+    note: str | None = None
+    status: Status = "ok"
+    array: numpy.ndarray | None = None
+
+
+class Probe(Protocol):
+    """One scheduled measurement.
+
+    Attributes:
+        name: stands in every record and in ``diag/<name>/<quantity>``.
+        needs: what the Monitor must have ready.
+        cost: free, cheap (about a forward pass) or expensive (kept within the budget).
+        every: its own schedule, or None for the Monitor's.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[Need]]
+    cost: ClassVar[Cost]
+    every: int | Callable[[int], bool] | None
+
+    def measure(self, moment: Moment) -> Iterable[Reading]:
+        """Measure. May raise anything: the Monitor records it."""
+
+    def settings(self) -> dict[str, Any]:
+        """What a reader must know to repeat the measurement; JSON values."""

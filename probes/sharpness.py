@@ -1,0 +1,80 @@
+"""Sharpness and the stability ratio along a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from diagnostics import DiagnosticsError, Hessian, sharpness, stability
+from probes.probe import Cost, Moment, Need, Reading
+
+
+@dataclass
+class Sharpness:
+    """λmax of the Hessian, and its ratio to the optimizer's threshold (1 is the edge of stability).
+
+    Args:
+        every: own schedule; the Monitor's by default.
+        tol: relative residual of the eigenvalues. One percent is enough to read a ratio, at half the products of
+        0.1 %.
+        cold_every: every so many measurements start from a random vector, for a warm start can miss a newly risen
+        direction.
+
+    Source: Cohen et al., arXiv 2103.00065, 2207.14484.
+    """
+
+    every: int | Callable[[int], bool] | None = None
+    tol: float = 1e-2
+    cold_every: int = 10
+    name: ClassVar[str] = "sharpness"
+    needs: ClassVar[frozenset[Need]] = frozenset({"objective"})
+    cost: ClassVar[Cost] = "expensive"
+    _warm: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _count: int = field(default=0, init=False, repr=False)
+
+    def settings(self) -> dict[str, Any]:
+        """Tolerance and how often it starts cold."""
+        return {"tol": self.tol, "cold_every": self.cold_every}
+
+    def measure(self, moment: Moment) -> Iterator[Reading]:
+        """Loss, stability ratio, curvature, threshold and sharpness, from one Hessian."""
+        assert moment.objective is not None
+        if self._count % self.cold_every == 0:
+            self._warm.clear()
+        self._count += 1
+        yield Reading("loss", moment.objective.loss(), note=moment.objective.description)
+        hessian = Hessian(moment.objective)
+        plain_is_known = yield from self._ratio(moment, hessian)
+        if not plain_is_known:
+            value, pairs = sharpness(
+                moment.objective, hessian=hessian, tol=self.tol, start=self._warm.get("sharpness"), seed=moment.step
+            )
+            self._warm["sharpness"] = pairs.vectors
+            yield Reading("sharpness", value)
+
+    def _ratio(self, moment: Moment, hessian: Hessian) -> Generator[Reading, None, bool]:
+        """The ratio and what it is made of; says whether that gave the plain sharpness too."""
+        assert moment.objective is not None
+        try:
+            measured = stability(
+                moment.objective,
+                moment.optimizer,
+                hessian=hessian,
+                tol=self.tol,
+                start=self._warm.get("ratio"),
+                seed=moment.step,
+            )
+        except DiagnosticsError as reason:
+            yield Reading("ratio", None, status="skipped", note=str(reason))
+            return False
+        self._warm["ratio"] = measured.vector
+        yield Reading("ratio", measured.ratio, note=measured.note or None)
+        yield Reading("curvature", measured.curvature)
+        yield Reading("threshold", measured.threshold, note=measured.rule)
+        if measured.preconditioned or not measured.curvature.determined:
+            return False
+        yield Reading("sharpness", measured.curvature)
+        return True

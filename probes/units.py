@@ -1,0 +1,46 @@
+"""Unit activity along a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from diagnostics import unit_activity
+from probes.probe import Cost, Moment, Need, Reading
+
+
+@dataclass
+class Units:
+    """Per non-linearity: how many units are dormant, dead, saturated or linearised.
+
+    Args:
+        every: own schedule; the Monitor's by default.
+        tau: threshold of the dormant score.
+
+    Source: Sokar et al., arXiv 2302.12902; Lyle et al., arXiv 2402.18762.
+    """
+
+    every: int | Callable[[int], bool] | None = None
+    tau: float = 0.025
+    name: ClassVar[str] = "units"
+    needs: ClassVar[frozenset[Need]] = frozenset({"objective"})
+    cost: ClassVar[Cost] = "cheap"
+
+    def settings(self) -> dict[str, Any]:
+        """The threshold τ."""
+        return {"tau": self.tau}
+
+    def measure(self, moment: Moment) -> Iterator[Reading]:
+        """One forward pass over the objective's batches."""
+        table = unit_activity(moment.model, moment.objective, self.tau)
+        if not table.rows:
+            yield Reading("units", None, status="skipped", note="the model ran no non-linearity that is known here")
+        for row in table.rows:
+            how = f"{row.nonlinearity}, {row.samples} samples per unit"
+            yield Reading("units", row.units, row.layer, note=how, array=row.scores.numpy())
+            yield Reading("dormant", row.dormant, row.layer, note=f"score at most {self.tau:g}; {how}")
+            firing = f"a dead unit works on less than {row.firing_bound:.2g} of inputs (95 %)"
+            yield Reading("dead", row.dead, row.layer, note=f"{how}; {firing}")
+            yield Reading("saturated", row.saturated, row.layer, note=how)
+            yield Reading("linearised", row.linearised, row.layer, note=how)
