@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from probes.probe import Probe
+
 GRACE = 10.0
 """Seconds that probes may take whatever the share, so that short runs are not left unmeasured."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Status = Literal["ok", "skipped", "failed"]
 
@@ -66,12 +66,8 @@ def parse(line: str) -> Record:
     if not isinstance(content, dict) or not {"step", "probe", "name"} <= content.keys():
         raise ValueError("not a record")
     record = Record(**{key: content[key] for key in _KEYS if key in content})
-    numbers = [record.step, record.time, record.value or 0.0, record.error or 0.0]
-    if not all(isinstance(number, int | float) for number in numbers) or record.status not in (
-        "ok",
-        "skipped",
-        "failed",
-    ):
+    numbers = (record.step, record.time, record.value or 0.0, record.error or 0.0)
+    if record.status not in get_args(Status) or not all(isinstance(number, int | float) for number in numbers):
         raise ValueError("not a record")
     return record
 

@@ -1,0 +1,96 @@
+"""How far a run had come when it saved: the optimizer's state, the step and the epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_STEP = ("step", "global_step", "iteration", "iter", "iter_num", "num_updates", "steps", "it")
+_EPOCH = ("epoch", "current_epoch", "epochs")
+
+
+def find_optimizer(raw: Mapping[Any, Any]) -> tuple[Mapping[str, Any] | None, tuple[str, ...]]:
+    """Find the optimizer's state dict, by its `state` and `param_groups` and not by what the script called it.
+
+    Args:
+        raw: what the checkpoint holds.
+
+    Returns:
+        the first optimizer's state dict, or None, and a note that names the others.
+
+    >>> optimizer, _ = find_optimizer({"optimizer_states": [{"state": {}, "param_groups": []}]})
+    >>> optimizer
+    {'state': {}, 'param_groups': []}
+    """
+    found = list(_optimizers(raw))
+    if not found:
+        return None, ()
+    others = tuple(place for place, _ in found[1:])
+    note = (f"the optimizer is {found[0][0]!r}; also there: {', '.join(map(repr, others))}",) if others else ()
+    return found[0][1], note
+
+
+def is_optimizer(value: object) -> bool:
+    """Say whether `value` is an optimizer's state dict."""
+    return isinstance(value, Mapping) and isinstance(value.get("state"), Mapping) and "param_groups" in value
+
+
+def _optimizers(raw: Mapping[Any, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for key, value in raw.items():
+        if isinstance(value, torch.optim.Optimizer):
+            yield str(key), value.state_dict()
+        elif is_optimizer(value):
+            yield str(key), value
+        elif isinstance(value, list | tuple):
+            yield from ((f"{key}[{index}]", item) for index, item in enumerate(value) if is_optimizer(item))
+        elif isinstance(value, Mapping):
+            yield from ((f"{key}.{name}", item) for name, item in value.items() if is_optimizer(item))
+
+
+def find_step(raw: Mapping[Any, Any], optimizer: Mapping[str, Any] | None) -> tuple[int | None, tuple[str, ...]]:
+    """Find the number of optimizer steps taken, from the script's own count or else from the optimizer's.
+
+    Args:
+        raw: what the checkpoint holds.
+        optimizer: what `find_optimizer` found in it.
+
+    Returns:
+        the step, or None, and a note when it is the optimizer's.
+
+    >>> find_step({"global_step": 30}, None)
+    (30, ())
+    """
+    own = _first_count(raw, _STEP)
+    if own is not None or optimizer is None:
+        return own, ()
+    entries = (entry for entry in optimizer["state"].values() if isinstance(entry, Mapping))
+    counts = [count for entry in entries if (count := _count(entry.get("step"))) is not None]
+    return (max(counts), ("the step is the largest in the optimizer's state",)) if counts else (None, ())
+
+
+def find_epoch(raw: Mapping[Any, Any]) -> int | None:
+    """Find the epoch the run was in, as its script counted.
+
+    Args:
+        raw: what the checkpoint holds.
+
+    >>> find_epoch({"epoch": 3})
+    3
+    """
+    return _first_count(raw, _EPOCH)
+
+
+def _first_count(raw: Mapping[Any, Any], keys: tuple[str, ...]) -> int | None:
+    return next((count for key in keys if (count := _count(raw.get(key))) is not None), None)
+
+
+def _count(value: object) -> int | None:
+    # Adam keeps its step as a float tensor of no dimension.
+    if isinstance(value, Tensor):
+        value = value.item() if value.numel() == 1 and not value.is_meta else None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
