@@ -42,18 +42,21 @@ def run_header(
         "device": device_name(tensor.device),
         "model": fingerprint(model),
         "optimizer": describe_optimizer(optimizer),
-        "objective": None
-        if objective is None
-        else {
-            "loss_terms": sum(objective.terms),
-            "batches": len(objective.batches),
-            "mode": objective.mode,
-            "parameters": objective.num_parameters,
-        },
+        "objective": None if objective is None else describe_objective(objective),
         "probes": [
             {"name": probe.name, "settings": probe.settings(), "schedule": schedule.text} for probe, schedule in probes
         ],
         "settings": dict(settings),
+    }
+
+
+def describe_objective(objective: Objective) -> dict[str, Any]:
+    """On how much data, in which mode, and for how many parameters things are measured."""
+    return {
+        "loss_terms": sum(objective.terms),
+        "batches": len(objective.batches),
+        "mode": objective.mode,
+        "parameters": objective.num_parameters,
     }
 
 
@@ -72,24 +75,24 @@ def versions() -> dict[str, str]:
 
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """Class, size, and a hash of names, shapes and dtypes: what must not change when a run is resumed."""
+    """Class, size, shapes, and a hash of names, shapes and dtypes: what must not change when a run is resumed."""
     shapes = [(name, list(tensor.shape), str(tensor.dtype)) for name, tensor in model.named_parameters()]
     return {
         "class": type(model).__name__,
         "parameters": sum(tensor.numel() for tensor in model.parameters()),
-        "tensors": len(shapes),
+        "shapes": {name: shape for name, shape, _ in shapes},
         "hash": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],
     }
 
 
 def describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
     """Class and hyperparameters, group by group."""
-    return {
-        "class": type(optimizer).__name__,
-        "groups": [
-            {key: _plain(value) for key, value in group.items() if key != "params"} for group in optimizer.param_groups
-        ],
-    }
+    return {"class": type(optimizer).__name__, "groups": describe_groups(optimizer.param_groups)}
+
+
+def describe_groups(groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The hyperparameters of parameter groups as JSON values."""
+    return [{key: _plain(value) for key, value in group.items() if key != "params"} for group in groups]
 
 
 def device_name(device: torch.device) -> str:

@@ -39,7 +39,7 @@ class Journal:
     def write(self, probe: str, step: int, readings: Iterable[Reading], *, to_sinks: bool = True) -> None:
         """Record what a probe returned at a step."""
         readings = list(readings)
-        records = [_record(probe, step, reading) for reading in readings]
+        records = [to_record(probe, step, reading) for reading in readings]
         if self._writer is not None:
             try:
                 self._writer.append(self._with_arrays(self._writer, probe, step, records, readings))
@@ -85,7 +85,8 @@ class Journal:
                     _log.warning("a sink failed at step %d and training goes on: %r", step, problem)
 
 
-def _record(probe: str, step: int, reading: Reading) -> Record:
+def to_record(probe: str, step: int, reading: Reading) -> Record:
+    """A reading as the record of a step, made now."""
     value, note = reading.value, reading.note
     error = None
     if isinstance(value, Estimate):

@@ -38,6 +38,9 @@ class EffectiveLearningRate:
             else:
                 yield Reading("relative_update", None, tensor, note="the tensor was all zero", status="skipped")
         assert moment.objective is not None
+        if moment.optimizer is None:
+            yield Reading("effective", None, status="skipped", note="the task gives no optimizer")
+            return
         try:
             table = effective_learning_rates(moment.model, moment.optimizer, moment.objective)
         except DiagnosticsError as reason:

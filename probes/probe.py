@@ -37,14 +37,14 @@ class Moment:
     Attributes:
         step: optimizer steps taken.
         model: the module itself, out of any wrapper.
-        optimizer: the torch optimizer itself, out of any wrapper.
+        optimizer: the torch optimizer itself, out of any wrapper; None for a checkpoint without one.
         objective: what to differentiate; present for probes that need it.
         updates: by tensor name, for probes that need updates; empty before the first step.
     """
 
     step: int
     model: nn.Module
-    optimizer: Optimizer
+    optimizer: Optimizer | None
     objective: Objective | None = None
     updates: Mapping[str, TensorUpdate] = field(default_factory=dict)
 

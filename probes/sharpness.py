@@ -58,6 +58,9 @@ class Sharpness:
     def _ratio(self, moment: Moment, hessian: Hessian) -> Generator[Reading, None, bool]:
         """The ratio and what it is made of; says whether that gave the plain sharpness too."""
         assert moment.objective is not None
+        if moment.optimizer is None:
+            yield Reading("ratio", None, status="skipped", note="the task gives no optimizer")
+            return False
         try:
             measured = stability(
                 moment.objective,

@@ -1,0 +1,123 @@
+"""Measuring a checkpoint: its tensors always, and with a task whatever a live run would be measured for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from diagnostics import Objective
+from probes.checkpoint.contents import Checkpoint
+from probes.checkpoint.load import load_checkpoint
+from probes.checkpoint.task import build_task
+from probes.checkpoint.weights import survey
+from probes.header import describe_groups, describe_objective, describe_optimizer, device_name, versions
+from probes.journal import to_record
+from probes.learning_rate import EffectiveLearningRate
+from probes.probe import Moment, Probe, Reading
+from probes.run.reader import SCHEMA_VERSION, Run
+from probes.run.records import Record
+from probes.sharpness import Sharpness
+from probes.units import Units
+
+Progress = Callable[[str], None]
+
+
+def examine(
+    path: Path,
+    *,
+    task: str | None = None,
+    trust: bool = False,
+    allow: Sequence[str] = (),
+    only: Collection[str] | None = None,
+    device: str | None = None,
+    progress: Progress = lambda stage: None,
+) -> Run:
+    """Open a checkpoint and measure what can be measured; the result is a Run with one step.
+
+    Args:
+        path: the file.
+        task: see ``build_task``; without one, only the tensors are surveyed.
+        trust: see ``load_checkpoint``.
+        allow: see ``load_checkpoint``.
+        only: probes wanted, by name; None for all.
+        device: see ``build_task``.
+        progress: told what is being done, before each stage.
+
+    Raises:
+        DiagnosticsError: the file or the task cannot be used.
+    """
+    progress("opening the file")
+    checkpoint = load_checkpoint(path, trust=trust, allow=allow)
+    step = checkpoint.step or 0
+    progress("surveying tensors")
+    records = list(_weights(checkpoint, step))
+    header = _header(checkpoint, task)
+    if task is not None:
+        progress("building the task")
+        objective, optimizer = build_task(task, checkpoint.raw, device)
+        header["device"] = device_name(objective.space.device)
+        header["objective"] = describe_objective(objective)
+        header["model"]["class"] = type(objective.model).__name__
+        if optimizer is not None:
+            header["optimizer"] = describe_optimizer(optimizer)
+        for probe in _probes(only):
+            progress(f"measuring {probe.name.replace('_', ' ')}")
+            records += _measure(probe, objective, optimizer, step)
+    return Run(header, records)
+
+
+def stages(task: str | None, only: Collection[str] | None) -> int:
+    """How many stages ``examine`` will report, for a progress bar."""
+    return 2 + (0 if task is None else 1 + len(_probes(only)))
+
+
+def _probes(only: Collection[str] | None) -> list[Probe]:
+    # One measurement, not hundreds: a tenth of the tolerance costs little.
+    probes: list[Probe] = [Sharpness(tol=1e-3), EffectiveLearningRate(), Units()]
+    return [probe for probe in probes if only is None or probe.name in only]
+
+
+def _measure(probe: Probe, objective: Objective, optimizer: Optimizer | None, step: int) -> Iterable[Record]:
+    moment = Moment(step, objective.model, optimizer, objective)
+    try:
+        readings = list(probe.measure(moment))
+    # The user's model may raise anything; the other probes can still speak.
+    except Exception as problem:  # noqa: BLE001
+        reason = f"{type(problem).__name__}: {problem}"
+        readings = [Reading("measurement", None, status="failed", note=reason)]
+    return [to_record(probe.name, step, reading) for reading in readings]
+
+
+def _weights(checkpoint: Checkpoint, step: int) -> Iterable[Record]:
+    for row in survey(checkpoint.parameters):
+        note = row.note or None
+        for name in ("elements", "norm", "rms", "max_abs", "zeros", "non_finite"):
+            value = getattr(row, name)
+            reading = Reading(name, value, row.name, note=note, status="skipped" if value is None else "ok")
+            yield to_record("weights", step, reading)
+
+
+def _header(checkpoint: Checkpoint, task: str | None) -> dict[str, Any]:
+    size = checkpoint.path.stat().st_size
+    parameters: Mapping[str, Tensor] = checkpoint.parameters
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "file": f"{checkpoint.path} ({size:,} bytes, {checkpoint.format.value})",
+        "versions": versions(),
+        "task": task,
+        "model": {
+            "class": None,
+            "parameters": sum(tensor.numel() for tensor in parameters.values()),
+            "shapes": {name: list(tensor.shape) for name, tensor in parameters.items()},
+        },
+        "optimizer": None
+        if checkpoint.optimizer is None
+        else {"class": None, "groups": describe_groups(checkpoint.optimizer["param_groups"])},
+        "notes": list(checkpoint.notes),
+    }

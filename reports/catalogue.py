@@ -1,0 +1,18 @@
+"""The chapters of a report, in the order in which their evidence is shown. A new measure adds one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from probes.run import Run
+from reports import learning_rate, sharpness, training, units, weights
+from reports.chapter import Chapter
+
+CHAPTERS: dict[str, Callable[[Run], Chapter]] = {
+    "sharpness": sharpness.read,
+    "learning_rate": learning_rate.read,
+    "units": units.read,
+    "weights": weights.read,
+    "training": training.read,
+}
+"""By the name of the probe whose records they read."""

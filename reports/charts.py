@@ -1,0 +1,125 @@
+"""The few kinds of drawing that every figure is made of.
+
+Each draws on an empty canvas with colours from ``reports.palette`` only. Lines are labelled at their ends where
+that can be read, so
+that nobody has to match colours against a legend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import MaxNLocator
+
+from probes.run.reader import Series
+from reports import palette
+
+LONGEST_NAME = 28
+"""Longer layer names are cut in the middle: their ends tell them apart."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: its name, its values, whether to draw its errors as a band, and its colour's place."""
+
+    label: str
+    series: Series
+    band: bool = False
+    color: str = palette.SERIES[0]
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A threshold: a horizontal line with words on it."""
+
+    value: float
+    label: str
+
+
+def lines(
+    axes: Axes, curves: Sequence[Line], ylabel: str, *, edge: Edge | None = None, log: bool = False, legend: bool = True
+) -> None:
+    """Curves over steps, with error bands and a threshold."""
+    for curve in curves:
+        steps, values = curve.series.steps, curve.series.values
+        marker = "o" if len(steps) < 40 else ""
+        axes.plot(steps, values, color=curve.color, marker=marker, markersize=3, label=curve.label)
+        errors = curve.series.errors
+        if curve.band and numpy.isfinite(errors).any():
+            axes.fill_between(steps, values - errors, values + errors, color=palette.BAND, linewidth=0, zorder=1)
+    positive = all((curve.series.values[numpy.isfinite(curve.series.values)] > 0).all() for curve in curves)
+    if log and positive:
+        axes.set_yscale("log")
+    if edge is not None:
+        axes.axhline(edge.value, color=palette.EDGE, linewidth=1.2, linestyle=(0, (5, 2)))
+        axes.annotate(
+            edge.label,
+            xy=(0.995, edge.value),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="right",
+            color=palette.EDGE,
+            fontsize=8.5,
+        )
+    axes.set_ylabel(ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+    if legend and len(curves) > 1:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
+
+
+def stacked(canvas: Canvas, heights: Sequence[float]) -> list[Axes]:
+    """Panels above each other that share the steps; only the last is labelled."""
+    grid = canvas.subplots(len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": list(heights)})
+    panels = list(grid[:, 0])
+    panels[-1].set_xlabel("optimizer step")
+    return panels
+
+
+def heatmap(canvas: Canvas, names: Sequence[str], steps: Sequence[int], shares: numpy.ndarray, label: str) -> None:
+    """Shares between 0 and 1 by layer and step; the first layer on top."""
+    axes = canvas.subplots()
+    shades = LinearSegmentedColormap.from_list("shares", ["#eef1f6", palette.SERIES[1], palette.LEVEL["fail"]])
+    edges = numpy.arange(len(steps) + 1) - 0.5
+    mesh = axes.pcolormesh(
+        edges, numpy.arange(len(names) + 1) - 0.5, shares, cmap=shades, vmin=0.0, vmax=1.0, edgecolors="none"
+    )
+    axes.grid(False)
+    axes.set_yticks(range(len(names)), [short(name) for name in names])
+    axes.invert_yaxis()
+    ticks = numpy.unique(numpy.linspace(0, len(steps) - 1, min(7, len(steps))).round().astype(int))
+    axes.set_xticks(ticks, [str(steps[tick]) for tick in ticks])
+    axes.set_xlabel("optimizer step")
+    bar = canvas.colorbar(mesh, ax=axes, pad=0.02, shrink=0.9)
+    bar.set_label(label)
+    bar.outline.set_visible(False)
+
+
+def bars(canvas: Canvas, names: Sequence[str], values: Sequence[float], xlabel: str, *, log: bool = False) -> None:
+    """One horizontal bar per name, in the order given, first on top."""
+    axes = canvas.subplots()
+    axes.barh(range(len(names)), values, color=palette.SERIES[0], height=0.72)
+    axes.set_yticks(range(len(names)), [short(name) for name in names])
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    if log and all(value > 0 for value in values):
+        axes.set_xscale("log")
+    axes.set_xlabel(xlabel)
+
+
+def short(name: str) -> str:
+    """A name that fits beside a plot.
+
+    Example:
+        >>> short("model.layers.11.self_attn.q_proj.weight.extra")
+        'model.layers.1…j.weight.extra'
+    """
+    if len(name) <= LONGEST_NAME + 1:
+        return name
+    half = LONGEST_NAME // 2
+    return f"{name[:half]}…{name[-half:]}"

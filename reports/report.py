@@ -1,0 +1,121 @@
+"""The Report: findings and figures about a run or a checkpoint, to print or to save."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from diagnostics import DiagnosticsError
+from probes.run import Run
+from reports.compose import compose
+from reports.document import Document
+from reports.finding import Finding
+
+
+class Report:
+    """What a run or a checkpoint says, verdict first.
+
+    Example:
+        >>> from probes import Record
+        >>> run = Run({}, [Record(step=0, time=0.0, probe="sharpness", name="ratio", value=0.4, error=0.01)])
+        >>> report = Report.from_run(run)
+        >>> report.findings[0].level, report.findings[0].id
+        ('ok', 'sharpness/regime')
+    """
+
+    def __init__(self, document: Document, run: Run) -> None:
+        self.document = document
+        self.run = run
+
+    @classmethod
+    def from_run(cls, run: str | Path | Run, *, only: Collection[str] | None = None) -> Report:
+        """A report on a run folder, also one still being written, or on a Run in memory.
+
+        Args:
+            run: the folder, or a Run.
+            only: chapters wanted, by probe name (``"sharpness"``, ``"learning_rate"``, ``"units"``); None for all.
+
+        Raises:
+            DiagnosticsError: no run there.
+        """
+        opened = run if isinstance(run, Run) else Run.open(run)
+        title = str(opened.path) if opened.path is not None else "run"
+        return cls(compose(opened, title, only), opened)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        *,
+        task: str | None = None,
+        trust: bool = False,
+        allow: Sequence[str] = (),
+        only: Collection[str] | None = None,
+    ) -> Report:
+        """A report on a checkpoint file.
+
+        Args:
+            path: the file.
+            task: ``"file.py"``, ``"file.py:build"`` or ``"package.module:build"``: rebuilds the Objective from the
+                checkpoint, and so allows curvature, rates and units. Its code is run.
+            trust: run the code that a pickle asks for. Only for files you would run as a program.
+            allow: further global names that a pickle may import.
+            only: chapters wanted.
+
+        Raises:
+            DiagnosticsError: the file or the task cannot be used.
+        """
+        from probes.checkpoint.examine import examine
+
+        run = examine(Path(path), task=task, trust=trust, allow=allow, only=only)
+        return cls(compose(run, str(path), only), run)
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """The verdicts, worst first."""
+        return self.document.findings
+
+    def save(self, path: str | Path, ending: str | None = None) -> Path:
+        """Write the report, all or nothing.
+
+        Args:
+            path: the file; its ending decides the format.
+            ending: ``".html"``, ``".pdf"`` or ``".json"`` where the file's own ending should not decide.
+
+        Raises:
+            DiagnosticsError: another ending, or a place that cannot be written.
+        """
+        target = Path(path)
+        ending = ending or target.suffix
+        if ending not in (".html", ".pdf", ".json"):
+            raise DiagnosticsError(
+                "the report's format is told by the file's ending", given=target.name, expected=".html, .pdf or .json"
+            )
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if ending == ".pdf":
+                from reports.render.pdf import to_pdf
+
+                to_pdf(self.document, target)
+            else:
+                temporary = target.with_name(f".{target.name}.{os.getpid()}")
+                temporary.write_text(self._text(ending), encoding="utf-8")
+                os.replace(temporary, target)
+        except OSError as problem:
+            raise DiagnosticsError(f"{target} cannot be written", given=str(problem)) from problem
+        return target
+
+    def _text(self, ending: str) -> str:
+        if ending == ".html":
+            from reports.render.html import to_html
+
+            return to_html(self.document)
+        from reports.render.json import to_json
+
+        return to_json(self.document)
+
+    def __str__(self) -> str:
+        from reports.render.terminal import to_terminal
+
+        return to_terminal(self.document).rstrip("\n")
