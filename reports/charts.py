@@ -19,6 +19,9 @@ from matplotlib.ticker import MaxNLocator
 from probes.run.reader import Series
 from reports import palette
 
+MOST_COLUMNS = 120
+"""More columns than this cannot be told apart in print."""
+
 LONGEST_NAME = 28
 """Longer layer names are cut in the middle: their ends tell them apart."""
 
@@ -56,21 +59,32 @@ def lines(
     if log and positive:
         axes.set_yscale("log")
     if edge is not None:
-        axes.axhline(edge.value, color=palette.EDGE, linewidth=1.2, linestyle=(0, (5, 2)))
-        axes.annotate(
-            edge.label,
-            xy=(0.995, edge.value),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="right",
-            color=palette.EDGE,
-            fontsize=8.5,
-        )
+        _threshold(axes, edge, [curve.series for curve in curves])
     axes.set_ylabel(ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     if legend and len(curves) > 1:
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
+
+
+def _threshold(axes: Axes, edge: Edge, series: Sequence[Series]) -> None:
+    """A dashed line whose words stand on the side that the curves leave free at its right end."""
+    axes.axhline(edge.value, color=palette.EDGE, linewidth=1.2, linestyle=(0, (5, 2)))
+    ends = numpy.concatenate([one.values[-max(1, len(one) // 3) :] for one in series])
+    above = bool(numpy.nanmedian(ends) < edge.value) if numpy.isfinite(ends).any() else True
+    height = float(axes.transAxes.inverted().transform(axes.transData.transform((0.0, edge.value)))[1])
+    if not 0.12 < height < 0.88:
+        above = height < 0.5
+    axes.annotate(
+        edge.label,
+        xy=(0.995, edge.value),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 3 if above else -4),
+        textcoords="offset points",
+        ha="right",
+        va="bottom" if above else "top",
+        color=palette.EDGE,
+        fontsize=8.5,
+    )
 
 
 def stacked(canvas: Canvas, heights: Sequence[float]) -> list[Axes]:
@@ -82,16 +96,18 @@ def stacked(canvas: Canvas, heights: Sequence[float]) -> list[Axes]:
 
 
 def heatmap(canvas: Canvas, names: Sequence[str], steps: Sequence[int], shares: numpy.ndarray, label: str) -> None:
-    """Shares between 0 and 1 by layer and step; the first layer on top."""
+    """Shares between 0 and 1 by layer and step; the first layer on top.
+
+    Where there are many steps, neighbours are merged by their maximum.
+    """
     axes = canvas.subplots()
     shades = LinearSegmentedColormap.from_list("shares", ["#eef1f6", palette.SERIES[1], palette.LEVEL["fail"]])
-    edges = numpy.arange(len(steps) + 1) - 0.5
-    mesh = axes.pcolormesh(
-        edges, numpy.arange(len(names) + 1) - 0.5, shares, cmap=shades, vmin=0.0, vmax=1.0, edgecolors="none"
-    )
+    starts = numpy.unique(numpy.linspace(0, len(steps) - 1, min(len(steps), MOST_COLUMNS)).round().astype(int))
+    merged = numpy.fmax.reduceat(shares, starts, axis=1)
+    steps = [steps[start] for start in starts]
+    mesh = axes.imshow(merged, cmap=shades, vmin=0.0, vmax=1.0, aspect="auto", interpolation="nearest")
     axes.grid(False)
     axes.set_yticks(range(len(names)), [short(name) for name in names])
-    axes.invert_yaxis()
     ticks = numpy.unique(numpy.linspace(0, len(steps) - 1, min(7, len(steps))).round().astype(int))
     axes.set_xticks(ticks, [str(steps[tick]) for tick in ticks])
     axes.set_xlabel("optimizer step")
@@ -100,15 +116,13 @@ def heatmap(canvas: Canvas, names: Sequence[str], steps: Sequence[int], shares: 
     bar.outline.set_visible(False)
 
 
-def bars(canvas: Canvas, names: Sequence[str], values: Sequence[float], xlabel: str, *, log: bool = False) -> None:
-    """One horizontal bar per name, in the order given, first on top."""
+def dots(canvas: Canvas, names: Sequence[str], values: Sequence[float], xlabel: str) -> None:
+    """One dot per name on a log axis, first on top. Bars would need a zero, and a log axis has none."""
     axes = canvas.subplots()
-    axes.barh(range(len(names)), values, color=palette.SERIES[0], height=0.72)
+    axes.plot(values, range(len(names)), marker="o", markersize=5, linestyle="none", color=palette.SERIES[0])
     axes.set_yticks(range(len(names)), [short(name) for name in names])
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    if log and all(value > 0 for value in values):
-        axes.set_xscale("log")
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xscale("log")
     axes.set_xlabel(xlabel)
 
 

@@ -122,7 +122,7 @@ def _diagnose(arguments: list[str]) -> int:
     ):
         if target is not None:
             _say(f"wrote {report.save(target, ending)}", label="")
-    if missing := not_taken(report, only, options.task):
+    if missing := not_taken(report.run, only):
         _say(f"could not be measured: {missing}")
         return NOT_TAKEN
     bad = {"fail": ("fail",), "warn": ("fail", "warn"), "never": ()}[options.fail_on]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
@@ -78,7 +79,10 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     facts.append(("last step", f"{run.steps:,}"))
     if cost := _cost(run):
         facts.append(("cost of measuring", cost))
-    facts += [(key, str(header[key])) for key in ("device", "created") if header.get(key)]
+    if header.get("device"):
+        facts.append(("device", str(header["device"])))
+    if header.get("created"):
+        facts.append(("measured", str(header["created"]).replace("T", " ")))
     facts += [("note", str(note)) for note in header.get("notes", ())]
     if run.torn:
         facts.append(("note", "the last record was cut off while it was being written, and left out"))
@@ -109,17 +113,22 @@ def _cost(run: Run) -> str:
 
 
 def _methods(run: Run) -> Table:
-    """How the latest value of each quantity was taken, one row per quantity."""
+    """How the latest values were taken; quantities that share a probe and a method share a row."""
     latest: dict[tuple[str, str], Record] = {}
-    counts: dict[tuple[str, str], int] = {}
+    counts: Counter[tuple[str, str]] = Counter()
     for record in run.records:
         if record.status == "ok" and record.probe not in ("loop", "monitor"):
-            key = record.probe, record.name
-            counts[key] = counts.get(key, 0) + 1
+            counts[record.probe, record.name] += 1
             if record.note:
-                latest[key] = record
-    rows = tuple((probe, name, counts[probe, name], str(record.note)) for (probe, name), record in latest.items())
-    return Table(("probe", "quantity", "values", "how the last was taken"), rows)
+                latest[record.probe, record.name] = record
+    shared: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for (probe, name), record in latest.items():
+        shared[probe, str(record.note)].append(name)
+    rows = tuple(
+        (probe.replace("_", " "), ", ".join(names).replace("_", " "), sum(counts[probe, name] for name in names), note)
+        for (probe, note), names in shared.items()
+    )
+    return Table(("probe", "quantities", "values", "how the last was taken"), rows)
 
 
 def _skipped(run: Run) -> Table:

@@ -45,28 +45,18 @@ def diagnose(options: argparse.Namespace, only: Collection[str] | None) -> Repor
     return Report(compose(run, str(path), only), run)
 
 
-def not_taken(report: Report, only: Collection[str] | None, task: str | None) -> str:
-    """What was asked for and could not be measured, in words; empty when nothing was."""
-    failed = {record.probe: str(record.note) for record in report.run.records if record.status == "failed"}
-    asked = set(only or ()) | ({"sharpness", "learning_rate", "units"} if task and only is None else set())
-    if task is None and only:
-        # A run, or a bare checkpoint: asked for by name, and no record of it.
-        measured = {record.probe for record in report.run.records if record.status == "ok"}
-        failed |= {
-            name: "no such measurement in this file" for name in only if name not in measured and name not in failed
-        }
-    last_good = _measured_in_the_end(report.run)
-    return "; ".join(
-        f"{name}: {failed[name].splitlines()[0][:200]}"
-        for name in sorted(asked & failed.keys())
-        if name not in last_good
-    )
+def not_taken(run: Run, only: Collection[str] | None) -> str:
+    """What was asked for and could not be measured, in words; empty when nothing was.
 
-
-def _measured_in_the_end(run: Run) -> set[str]:
-    """Probes whose last measurement went well: an early failure of a run is a finding, not a reason to refuse."""
-    last = {record.probe: record.status for record in run.records}
-    return {probe for probe, status in last.items() if status == "ok"}
+    Asked for by name: there must be a value. Asked for with everything else: it must not have failed.
+    """
+    latest = {record.probe: record for record in run.records}
+    failed = {probe: str(record.note) for probe, record in latest.items() if record.status == "failed"}
+    for name in only or ():
+        of_probe = [record for record in run.records if record.probe == name]
+        if not any(record.status == "ok" for record in of_probe):
+            failed.setdefault(name, str(of_probe[-1].note) if of_probe else "there is no such measurement")
+    return "; ".join(f"{name}: {reason.splitlines()[0][:200]}" for name, reason in sorted(failed.items()))
 
 
 def _inside(folder: Path) -> str:

@@ -16,7 +16,7 @@ from reports.charts import Edge, Line, lines, short, stacked
 from reports.document import Figure
 from reports.finding import Finding
 
-UPDATE_CITATION = "Karpathy, 'A Recipe for Training Neural Networks', 2019; Kosson et al., arXiv 2305.17212"
+UPDATE_CITATION = "Stanford CS231n notes, 'Ratio of weights:updates'; Kosson et al., arXiv 2305.17212"
 NORM_CITATION = "van Laarhoven, arXiv 1706.05350; Lyle et al., arXiv 2407.01800"
 
 LARGE_UPDATE = 0.1
@@ -197,7 +197,8 @@ def _share_of_schedule(run: Run, name: str) -> float | None:
     both = numpy.intersect1d(effective.steps, nominal.steps)
     if len(both) < 2:
         return None
-    kept = effective.values[numpy.isin(effective.steps, both)] / nominal.values[numpy.isin(nominal.steps, both)]
+    with numpy.errstate(all="ignore"):
+        kept = effective.values[numpy.isin(effective.steps, both)] / nominal.values[numpy.isin(nominal.steps, both)]
     kept = kept[numpy.isfinite(kept)]
     return float(kept[-1] / kept[0]) if len(kept) > 1 else None
 

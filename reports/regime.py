@@ -69,7 +69,7 @@ def _regime(values: numpy.ndarray, level: float, loss: Series) -> Regime:
     if level >= EDGE_BAND[0]:
         return "edge"
     # Sharpening is a rise that is still going on, not one that has been and gone.
-    if len(values) > 2 and level > RISE * values[0] and level >= 0.9 * values.max():
+    if len(values) > 2 and values[-1] > RISE * values[0] and values[-1] >= 0.9 * values.max():
         return "sharpening"
     return "stable"
 

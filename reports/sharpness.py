@@ -120,10 +120,12 @@ def _stability(run: Run, ratio: Series, loss: Series) -> Finding:
     )
     now = format_value(last.value, last.error)
     claim = f"{words.verdict}: stability ratio {now} at step {last.step}"
-    if verdict.checks > 1:
-        claim += f", {verdict.ratio:.3g} as the median of the last {verdict.checks} checks"
-    if len(ratio) > 1 and verdict.reached not in (None, int(ratio.steps[0])):
-        claim += f"; it began at {verdict.first:.3g} and came to {0.9:g} by step {verdict.reached}"
+    if len(ratio) > 1:
+        claim += (
+            f", up from {verdict.first:.2g}" if verdict.ratio > verdict.first else f", down from {verdict.first:.2g}"
+        )
+        if verdict.reached not in (None, int(ratio.steps[0])):
+            claim += f", near the edge since step {verdict.reached}"
     return Finding(
         id="sharpness/regime",
         level=words.level,

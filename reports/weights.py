@@ -9,7 +9,7 @@ from matplotlib.figure import Figure as Canvas
 from diagnostics.estimate import exact
 from probes.run import Run
 from reports.chapter import Chapter, unmeasured
-from reports.charts import bars, short
+from reports.charts import dots, short
 from reports.document import Figure, Table
 from reports.finding import Finding
 from reports.sharpness import CITATION as SHARPNESS_CITATION
@@ -112,7 +112,7 @@ def _figure(values: dict[str, dict[str, float | None]]) -> Figure:
         id="weights-rms",
         title="Size of the tensors",
         caption=f"Root mean square of each tensor's finite entries, log scale.{left_out}",
-        alt=f"Bars: root mean square of {len(shown)} tensors.",
+        alt=f"Dots: root mean square of {len(shown)} tensors.",
         draw=partial(_draw, list(shown), [value or 0.0 for value in shown.values()]),
         table=Table(
             ("tensor", *_COLUMNS), tuple((name, *(row[column] for column in _COLUMNS)) for name, row in values.items())
@@ -122,4 +122,4 @@ def _figure(values: dict[str, dict[str, float | None]]) -> Figure:
 
 
 def _draw(names: list[str], values: list[float], canvas: Canvas) -> None:
-    bars(canvas, names, values, "root mean square", log=True)
+    dots(canvas, names, values, "root mean square")

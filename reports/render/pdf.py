@@ -98,7 +98,7 @@ def _section(title: str) -> list[Piece]:
 
 
 def _facts(document: Document) -> list[Piece]:
-    pieces = _section("The run")
+    pieces = _section("About")
     for name, value in (*document.facts, ("Report made", document.created.replace("T", " "))):
         pieces += _labelled(name, value, _LABEL, _BODY, 110.0)
     return pieces
@@ -131,7 +131,8 @@ def _finding(shown: Shown) -> list[Piece]:
         pieces += paragraph(printable(advice), _BODY, _MEASURE - _INDENT, x=_INDENT, gap=2.0, mark=f"{number}.")
     small = [("Method", finding.method), ("Source", finding.citation)]
     if finding.value:
-        small.insert(0, ("Value", f"{finding.value} ({finding.value.kind}); {finding.value.how}"))
+        how = "" if finding.value.how == finding.method else f"; {finding.value.how}"
+        small.insert(0, ("Value", f"{finding.value} ({finding.value.kind}){how}"))
     small += [("See", figure.title) for figure in shown.elsewhere]
     pieces.append(Piece(5.0))
     for label, text in small:

@@ -1,0 +1,88 @@
+"""Readings of learning rates: sick cases are named, healthy ones raise nothing."""
+
+from __future__ import annotations
+
+from runs import run_of
+
+from probes.run import Record, Run
+from reports import learning_rate
+
+HEADER = {"model": {"shapes": {"a.weight": [4, 4], "b.weight": [4, 4], "a.bias": [4]}}}
+UPDATE = ("learning_rate", "relative_update")
+
+
+def levels(run: Run) -> dict[str, str]:
+    return {finding.id: finding.level for finding in learning_rate.read(run).findings}
+
+
+def test_updates_of_a_usual_size_are_fine_and_biases_do_not_count() -> None:
+    run = run_of({(*UPDATE, "a.weight"): [1e-3, 1e-3], (*UPDATE, "a.bias"): [0.9, 0.9]}, HEADER)
+    assert levels(run) == {"learning_rate/update_size": "ok"}
+
+
+def test_updates_too_large_or_too_small_are_reported() -> None:
+    large = run_of({(*UPDATE, "a.weight"): [1e-3, 1e-3], (*UPDATE, "b.weight"): [1e-3, 0.4]}, HEADER)
+    small = run_of({(*UPDATE, "a.weight"): [1e-3, 1e-8], (*UPDATE, "b.weight"): [1e-3, 1e-8]}, HEADER)
+    assert levels(large) == levels(small) == {"learning_rate/update_size": "warn"}
+    assert "b.weight by 0.4" in learning_rate.read(large).findings[0].claim
+
+
+def test_a_tensor_that_never_moves_is_named_and_one_that_paused_is_not() -> None:
+    stuck = run_of({(*UPDATE, "a.weight"): [0.0, 0.0, 0.0], (*UPDATE, "b.weight"): [1e-3, 1e-3, 1e-3]}, HEADER)
+    paused = run_of({(*UPDATE, "a.weight"): [0.0, 1e-3, 1e-3], (*UPDATE, "b.weight"): [1e-3, 1e-3, 1e-3]}, HEADER)
+    findings = {finding.id: finding for finding in learning_rate.read(stuck).findings}
+    assert findings["learning_rate/not_moving"].level == "warn"
+    assert "a.weight" in findings["learning_rate/not_moving"].claim
+    assert "b.weight" not in findings["learning_rate/not_moving"].claim
+    assert "learning_rate/not_moving" not in levels(paused)
+
+
+def test_rate_lost_to_growing_norms_is_told_apart_from_the_schedule() -> None:
+    def run(effective: list[float], nominal: list[float]) -> Run:
+        return run_of(
+            {
+                ("learning_rate", "effective", "a.weight"): effective,
+                ("learning_rate", "lr", "a.weight"): nominal,
+                ("learning_rate", "lr", "b.weight"): nominal,
+            },
+            HEADER,
+        )
+
+    grown = run([1.0, 0.5, 0.2], [0.1, 0.1, 0.1])
+    scheduled = run([1.0, 0.5, 0.2], [0.1, 0.05, 0.02])
+    assert levels(grown)["learning_rate/effective"] == "warn"
+    assert levels(scheduled)["learning_rate/effective"] == "ok"
+    assert "20%" in learning_rate.read(grown).findings[0].claim
+
+
+def test_a_schedule_that_passes_through_zero_decides_nothing_wrong() -> None:
+    run = run_of(
+        {
+            ("learning_rate", "effective", "a.weight"): [0.0, 1.0, 1.0],
+            ("learning_rate", "lr", "a.weight"): [0.0, 0.1, 0.1],
+        },
+        HEADER,
+    )
+    assert levels(run)["learning_rate/effective"] == "ok"
+
+
+def test_epsilon_that_dominates_is_reported() -> None:
+    quantity = ("learning_rate", "epsilon_share")
+    sick = run_of({(*quantity, "a.weight"): [0.1, 0.9], (*quantity, "b.weight"): [0.0, 0.0]}, HEADER)
+    healthy = run_of({(*quantity, "a.weight"): [0.1, 0.1]}, HEADER)
+    assert levels(sick) == {"learning_rate/epsilon": "warn"}
+    assert "learning_rate/epsilon" not in levels(healthy)
+
+
+def test_no_record_at_all_says_nothing_and_a_failed_probe_is_unmeasured() -> None:
+    assert learning_rate.read(Run({}, [])).findings == ()
+    note = "DiagnosticsError: no"
+    failed = Record(step=0, time=0.0, probe="learning_rate", name="measurement", status="failed", note=note)
+    assert levels(Run({}, [failed])) == {"learning_rate/rates": "unmeasured"}
+
+
+def test_many_tensors_make_a_figure_that_can_be_read() -> None:
+    run = run_of({(*UPDATE, f"layers.{index}.weight"): [1e-3, 1e-3] for index in range(60)})
+    (figure,) = learning_rate.read(run).figures
+    assert len(figure.table.columns) == 1 + learning_rate.MOST_CURVES
+    assert {"layers.0.weight", "layers.59.weight"} <= set(figure.table.columns)

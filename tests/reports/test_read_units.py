@@ -1,0 +1,59 @@
+"""Readings of units: each kind is named at its layer, few are normal."""
+
+from __future__ import annotations
+
+import pytest
+from runs import run_of
+
+from probes.run import Record, Run
+from reports import units
+
+KINDS = ("dead", "dormant", "saturated", "linearised")
+
+
+def run_with(kind: str, counts: list[float], layers: tuple[str, ...] = ("1", "3")) -> Run:
+    quantities: dict[tuple[str, str, str], list[float]] = {}
+    for layer in layers:
+        quantities["units", "units", layer] = [100.0] * len(counts)
+        for name in KINDS:
+            quantities["units", name, layer] = counts if (name, layer) == (kind, "3") else [0.0] * len(counts)
+    return run_of(quantities)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_is_named_at_its_layer(kind: str) -> None:
+    (finding,) = units.read(run_with(kind, [0.0, 30.0])).findings
+    assert (finding.id, finding.level) == (f"units/{kind}", "warn")
+    assert finding.claim.startswith("30 of 100 units at 3 ")
+    assert "1 of 2 non-linearities" in finding.claim
+    assert finding.advice
+
+
+def test_half_a_layer_dead_is_a_failure_and_half_dormant_is_not() -> None:
+    assert units.read(run_with("dead", [50.0])).findings[0].level == "fail"
+    assert units.read(run_with("dormant", [50.0])).findings[0].level == "warn"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_few_are_normal(kind: str) -> None:
+    (finding,) = units.read(run_with(kind, [0.0, 10.0])).findings
+    assert (finding.id, finding.level) == ("units/activity", "ok")
+    assert f"10 {kind}" in finding.claim
+
+
+def test_the_latest_step_decides() -> None:
+    assert units.read(run_with("dead", [90.0, 0.0])).findings[0].level == "ok"
+
+
+def test_the_figure_shows_what_is_cited() -> None:
+    chapter = units.read(run_with("dead", [0.0, 30.0, 60.0]))
+    assert [figure.id for figure in chapter.figures] == ["units-dead"]
+    assert chapter.findings[0].evidence == ("units-dead",)
+    assert chapter.figures[0].table.rows[1] == ("3", 0.0, 0.6, 20, 0.6)
+
+
+def test_a_model_without_nonlinearities_is_unmeasured() -> None:
+    skipped = Record(step=0, time=0.0, probe="units", name="units", status="skipped", note="ran no non-linearity")
+    (finding,) = units.read(Run({}, [skipped])).findings
+    assert finding.level == "unmeasured"
+    assert "ran no non-linearity" in finding.claim

@@ -1,0 +1,105 @@
+"""From records to a Document, and from there to files."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from runs import Key, run_of
+
+from diagnostics import DiagnosticsError
+from probes.run import Record, Run
+from reports import Report
+from reports.finding import LEVELS
+
+HEALTHY = run_of(
+    {
+        ("sharpness", "ratio"): [0.5, 0.6],
+        ("sharpness", "loss"): [1.0, 0.5],
+        ("sharpness", "sharpness"): [2.0, 2.4],
+        ("monitor", "training_seconds"): [10.0],
+        ("monitor", "seconds", "sharpness"): [1.0],
+    }
+)
+
+
+def test_findings_come_worst_first_and_the_worst_is_the_diagnosis() -> None:
+    run = Run({}, [*HEALTHY.records, *run_of({("units", "units", "3"): [10.0], ("units", "dead", "3"): [9.0]}).records])
+    report = Report.from_run(run)
+    ranks = [LEVELS.index(finding.level) for finding in report.findings]
+    assert ranks == sorted(ranks)
+    assert report.document.level == "fail"
+    assert report.document.diagnosis.startswith("9 of 10 units at 3")
+
+
+def test_a_healthy_run_is_told_to_be_one() -> None:
+    report = Report.from_run(HEALTHY)
+    assert report.document.level == "ok"
+    assert report.document.diagnosis.startswith("Nothing calls for action.")
+    assert dict(report.document.facts)["cost of measuring"] == "1.0 s beside 10.0 s of training"
+
+
+def test_an_empty_run_claims_nothing() -> None:
+    document = Report.from_run(Run({}, [])).document
+    assert document.level == "unmeasured"
+    assert "Nothing" in document.diagnosis
+
+
+def test_what_was_not_measured_never_looks_green_and_is_listed() -> None:
+    failures = [
+        Record(step=step, time=0.0, probe="sharpness", name="measurement", status="failed", note="RuntimeError: no")
+        for step in (0, 10, 20)
+    ]
+    report = Report.from_run(Run({}, failures))
+    assert report.document.level == "unmeasured"
+    assert report.document.skipped.rows == (("sharpness", "failed", 3, "0 to 20", "RuntimeError: no"),)
+
+
+@pytest.mark.parametrize("values", [[], [math.nan], [math.nan, math.inf], [0.0], [-1.0, -2.0], [1e30, 1e-30]])
+def test_strange_runs_still_give_every_kind_of_report(values: list[float], tmp_path: Path) -> None:
+    names = ("ratio", "loss", "sharpness", "threshold", "curvature")
+    quantities: dict[Key, list[float]] = {("sharpness", name): values for name in names}
+    for name in ("units", "dead", "dormant", "saturated", "linearised"):
+        quantities["units", name, "$layer<1>"] = values
+    for name in ("relative_update", "lr", "effective", "epsilon_share"):
+        quantities["learning_rate", name, "w"] = values
+    report = Report.from_run(run_of(quantities, error=None))
+    for ending in ("html", "pdf", "json"):
+        assert report.save(tmp_path / f"report.{ending}").stat().st_size > 500
+    assert len(str(report)) > 20
+    json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+
+
+def test_only_some_chapters() -> None:
+    assert Report.from_run(HEALTHY, only=("units",)).findings == ()
+    assert {finding.id.split("/")[0] for finding in Report.from_run(HEALTHY, only=("sharpness",)).findings} == {
+        "sharpness"
+    }
+
+
+def test_bad_targets_are_one_clear_error(tmp_path: Path) -> None:
+    report = Report.from_run(HEALTHY)
+    with pytest.raises(DiagnosticsError, match=r"\.html, \.pdf or \.json"):
+        report.save(tmp_path / "report.docx")
+    (tmp_path / "file").touch()
+    with pytest.raises(DiagnosticsError, match="cannot be written"):
+        report.save(tmp_path / "file" / "report.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_long_run_stays_small_and_keeps_its_spike(tmp_path: Path) -> None:
+    """500 checks of 60 layers: under 2 MB, with the one extreme value still in the page."""
+    checks, layers = 500, 60
+    quantities: dict[Key, list[float]] = {
+        ("sharpness", "ratio"): [0.5] * 317 + [1.2345] + [0.5] * (checks - 318),
+        ("sharpness", "loss"): [1.0] * checks,
+    }
+    for layer in range(layers):
+        quantities["learning_rate", "relative_update", f"blocks.{layer}.weight"] = [1e-3] * checks
+        for name, value in (("units", 64.0), ("dead", 20.0)):
+            quantities["units", name, f"blocks.{layer}.act"] = [value] * checks
+    page = Report.from_run(run_of(quantities, every=100)).save(tmp_path / "report.html")
+    assert page.stat().st_size < 2_000_000
+    assert "1.23" in page.read_text(encoding="utf-8")
