@@ -1,6 +1,7 @@
 """Takes the README's picture: the first screen of a fresh demonstration's report."""
 
 import base64
+import os
 import tempfile
 from pathlib import Path
 
@@ -10,17 +11,25 @@ from selenium.webdriver.chrome.service import Service
 from reports.demo.train import fresh_folder, train
 from reports.report import Report
 
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
-WIDTH, HEIGHT = 860, 1010
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--no-first-run",
+    "--hide-scrollbars",
+)
+WIDTH, HEIGHT = 860, 1000
+TARGET = Path(__file__).resolve().with_name("report.png")
 
 
 def main() -> None:
     """Train, report, and photograph the page."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "demo"
+        os.chdir(name)
+        folder = Path("demo")
         fresh_folder(folder)
-        page = Report.from_run(train(folder).run).save(folder / "report.html")
-        page.write_text(page.read_text(encoding="utf-8").replace(str(folder / "run"), "runs/digits"), encoding="utf-8")
+        page = Report.from_run(train(folder).run).save(folder / "report.html").resolve()
         options = webdriver.ChromeOptions()
         options.binary_location = "/usr/bin/chromium"
         for flag in (*FLAGS, f"--user-data-dir={name}/profile"):
@@ -33,7 +42,7 @@ def main() -> None:
             shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})
         finally:
             browser.quit()
-        Path(__file__).with_name("report.png").write_bytes(base64.b64decode(shot["data"]))
+        TARGET.write_bytes(base64.b64decode(shot["data"]))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -164,6 +165,15 @@ def _print(report: object) -> None:
 
 
 def _say(message: str, label: str = "diagnose: ") -> None:
-    sys.stderr.write(
-        "\n".join(textwrap.wrap(label + message, 80, break_long_words=False, break_on_hyphens=False)) + "\n"
-    )
+    """A message within 80 columns; what was given, what was expected and what to try on lines of their own."""
+    first, *details = re.split("; (?=(?:given|expected|try): )", message)
+    lines = _wrapped(first, label, " " * len(label))
+    for detail in details:
+        lines += _wrapped(detail, "  ", "    ")
+    sys.stderr.write("\n".join(lines) + "\n")
+
+
+def _wrapped(text: str, first: str, following: str) -> list[str]:
+    width = 80 - max(len(first), len(following))
+    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+    return [first + lines[0], *(following + line for line in lines[1:])]

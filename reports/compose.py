@@ -28,6 +28,7 @@ def compose(run: Run, title: str, only: Collection[str] | None = None) -> Docume
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         level=_level(findings),
         diagnosis=_diagnosis(findings),
+        summary=_summary(run),
         findings=findings,
         figures=tuple(figure for chapter in chapters for figure in chapter.figures),
         facts=tuple(_facts(run)),
@@ -54,6 +55,14 @@ def _diagnosis(findings: tuple[Finding, ...]) -> str:
     if good is None:
         return "Nothing could be judged: " + findings[0].claim[0].lower() + findings[0].claim[1:]
     return "Nothing calls for action. " + good.claim
+
+
+def _summary(run: Run) -> str:
+    model, optimizer = run.header.get("model") or {}, run.header.get("optimizer") or {}
+    parts = [f"{model.get('class') or 'model'}, {model['parameters']:,} parameters"] if model.get("parameters") else []
+    if optimizer.get("class"):
+        parts.append(_optimizer(optimizer).replace(":", ""))
+    return " · ".join([*parts, f"step {run.steps:,}"])
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:

@@ -52,6 +52,7 @@ class Document:
         created: when it was made, ISO 8601, seconds.
         level: the worst level that matters for the verdict.
         diagnosis: one sentence a tired reader can act on.
+        summary: what was looked at, in one line: model, optimizer, step.
         findings: worst first.
         figures: in the order in which the evidence is shown.
         facts: name and value of what is known about the run (model, optimizer, steps, device).
@@ -63,6 +64,7 @@ class Document:
     created: str
     level: Level
     diagnosis: str
+    summary: str
     findings: tuple[Finding, ...]
     figures: tuple[Figure, ...]
     facts: tuple[tuple[str, str], ...]

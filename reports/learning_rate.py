@@ -68,7 +68,10 @@ def _updates(run: Run) -> list[Finding]:
     elif middle < SMALL_UPDATE:
         level = "warn"
         meaning = "At this size a weight would need a million steps to change by its own length: training stands still."
-        advice = ("Raise the learning rate.", "Check that the schedule has not ended early.")
+        advice = (
+            "See first that gradients arrive: dead units and detached layers stop updates too.",
+            "Check that the schedule has not ended early; then raise the learning rate.",
+        )
     return [
         Finding(
             id="learning_rate/update_size",

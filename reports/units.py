@@ -103,6 +103,10 @@ def _counts(run: Run, name: str, layers: list[str]) -> dict[str, int]:
 
 def _verdict(run: Run, kind: _Kind, layers: list[str]) -> Finding | None:
     totals, counts = _counts(run, "units", layers), _counts(run, kind.name, layers)
+    if kind.name == "dormant":
+        # Dead units are dormant too, and are reported as what they are.
+        dead = _counts(run, "dead", layers)
+        counts = {layer: max(0, count - dead.get(layer, 0)) for layer, count in counts.items()}
     shares = {layer: counts[layer] / totals[layer] for layer in counts if totals.get(layer)}
     if not shares:
         return None
@@ -116,7 +120,7 @@ def _verdict(run: Run, kind: _Kind, layers: list[str]) -> Finding | None:
     return Finding(
         id=f"units/{kind.name}",
         level=level,
-        claim=f"{counts[worst]} of {totals[worst]} units at {short(worst)} {kind.condition}{others}.",
+        claim=f"{counts[worst]} of {totals[worst]} units at layer {short(worst)} {kind.condition}{others}.",
         value=exact(shares[worst], method_of(record)),
         threshold=f"{NOTABLE:.0%} of a layer" + (f"; {SEVERE:.0%} is a failure" if kind.severe else ""),
         meaning=kind.meaning,

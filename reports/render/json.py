@@ -24,6 +24,7 @@ def to_json(document: Document) -> str:
         "created": document.created,
         "level": document.level,
         "diagnosis": document.diagnosis,
+        "summary": document.summary,
         "facts": [{"name": name, "value": value} for name, value in document.facts],
         "findings": [_finding(finding) for finding in worst_first(document.findings)],
         "figures": [_figure(figure) for figure in document.figures],

@@ -62,7 +62,7 @@ def to_pdf(document: Document, path: Path) -> None:
 def layout(document: Document) -> list[list[tuple[float, Piece]]]:
     """The pages: what stands on each and how far from the top."""
     findings, rest = arrange(document)
-    pieces = [*_verdict(document), *_facts(document)]
+    pieces = _verdict(document)
     pieces += _section("Findings")
     for shown in findings:
         pieces += _finding(shown)
@@ -72,6 +72,7 @@ def layout(document: Document) -> list[list[tuple[float, Piece]]]:
         pieces += _section("More evidence")
         for figure in rest:
             pieces += _figure(figure)
+    pieces += _facts(document)
     pieces += _section("How it was computed") + _table(document.methods, "Nothing was computed.")
     pieces += _section("Not measured") + _table(document.skipped, "Nothing was skipped.")
     return paginate(pieces, HEIGHT)
@@ -80,7 +81,7 @@ def layout(document: Document) -> list[list[tuple[float, Piece]]]:
 def _verdict(document: Document) -> list[Piece]:
     said = " · ".join(words for _, words in counts(document.findings))
     return [
-        *paragraph(printable(document.title), _TITLE, WIDTH),
+        *paragraph(" · ".join(printable(part) for part in (document.title, document.summary) if part), _TITLE, WIDTH),
         _badge(document.level, _DIAGNOSIS, gap=6.0),
         *paragraph(printable(document.diagnosis), _DIAGNOSIS, WIDTH),
         *paragraph(said, _LABEL, WIDTH, gap=6.0),

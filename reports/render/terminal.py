@@ -37,7 +37,8 @@ def to_terminal(document: Document, *, width: int | None = None, color: bool = F
     with console.capture() as capture:
         findings = worst_first(document.findings)
         console.print(_beside(_badge(document.level), Text(printable(document.diagnosis), style="bold")))
-        console.print(_beside("", Text(printable(document.title), style="dim", overflow="fold")))
+        about = " · ".join(part for part in (document.title, document.summary) if part)
+        console.print(_beside("", Text(printable(about), style="dim", overflow="fold")))
         console.print()
         console.print(Text(" · ".join(words for _, words in counts(findings)) or "No findings."))
         previous: Level | None = None

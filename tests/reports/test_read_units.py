@@ -24,7 +24,7 @@ def run_with(kind: str, counts: list[float], layers: tuple[str, ...] = ("1", "3"
 def test_each_kind_is_named_at_its_layer(kind: str) -> None:
     (finding,) = units.read(run_with(kind, [0.0, 30.0])).findings
     assert (finding.id, finding.level) == (f"units/{kind}", "warn")
-    assert finding.claim.startswith("30 of 100 units at 3 ")
+    assert finding.claim.startswith("30 of 100 units at layer 3 ")
     assert "1 of 2 non-linearities" in finding.claim
     assert finding.advice
 

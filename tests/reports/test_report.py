@@ -31,7 +31,7 @@ def test_findings_come_worst_first_and_the_worst_is_the_diagnosis() -> None:
     ranks = [LEVELS.index(finding.level) for finding in report.findings]
     assert ranks == sorted(ranks)
     assert report.document.level == "fail"
-    assert report.document.diagnosis.startswith("9 of 10 units at 3")
+    assert report.document.diagnosis.startswith("9 of 10 units at layer 3")
 
 
 def test_a_healthy_run_is_told_to_be_one() -> None:

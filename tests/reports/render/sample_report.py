@@ -188,6 +188,7 @@ def sick() -> Document:
         "2026-02-03T04:05:06+00:00",
         "fail",
         "Training is past the edge of stability: halve the learning rate before the next run.",
+        "ViT-S/16 <b>compiled</b> · AdamW · step 5 000",
         findings,
         (_loss(), _ratio(), _rates(), _dormant(), _nothing()),
         (
@@ -209,6 +210,7 @@ def empty() -> Document:
         "2026-02-03T04:05:06+00:00",
         "unmeasured",
         "Nothing was measured.",
+        "",
         (),
         (),
         (),
