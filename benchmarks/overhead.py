@@ -1,5 +1,6 @@
 """What monitoring costs: a step with a Monitor on which nothing is due, and a run within its budget, against bare
-training."""
+training.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """A learning rate that kills ReLU units, and the report that says so.
 
 Two networks learn the digits from the same start, one with a rate far too large for its first steps. The Monitor
-watches both; the
-report names the layer where units died, and stays quiet about the healthy run.
+watches both; the report names the layer where units died, and stays quiet about the healthy run.
 
 Takes a few seconds.
 """

@@ -1,8 +1,7 @@
 """Gradient descent raises curvature until its own step can only just follow it, and stays there.
 
 A small tanh network is trained full batch at three learning rates. Whatever the rate, the sharpness climbs to 2/η:
-the stability ratio, sharpness
-over threshold, ends near 1 each time. A control at a small rate stays far below.
+the stability ratio, sharpness over threshold, ends near 1 each time. A control at a small rate stays far below.
 
 Cohen et al., arXiv 2103.00065. Takes about ten seconds.
 """

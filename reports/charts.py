@@ -1,8 +1,7 @@
 """The few kinds of drawing that every figure is made of.
 
-Each draws on an empty canvas with colours from ``reports.palette`` only. Lines are labelled at their ends where
-that can be read, so
-that nobody has to match colours against a legend.
+Each draws on an empty canvas with colours from ``reports.palette`` only. Lines are labelled at their ends where that
+can be read, so that nobody has to match colours against a legend.
 """
 
 from __future__ import annotations

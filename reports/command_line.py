@@ -1,9 +1,8 @@
 """The command line: ``diagnose PATH`` and ``diagnose demo``.
 
 Nothing here imports torch before it is needed, so that ``--help`` and a mistyped path answer at once. Whatever goes
-wrong is one message on stderr
-and an exit code: 0 nothing at or above ``--fail-on``, 1 findings, 2 usage, 3 a requested measure could not be
-taken, 4 refused as unsafe, 130 interrupted.
+wrong is one message on stderr and an exit code: 0 nothing at or above ``--fail-on``, 1 findings, 2 usage, 3 a
+requested measure could not be taken, 4 refused as unsafe, 130 interrupted.
 """
 
 from __future__ import annotations

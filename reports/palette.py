@@ -1,9 +1,8 @@
 """The colours of every figure.
 
-Figures are drawn once, in the light palette. The page turns each of these hex values into a CSS variable, so that
-one drawing serves light and dark; the PDF keeps them as they are. SERIES is the Okabe-Ito set, which colour-blind
-readers can
-tell apart, in an order whose neighbours differ in lightness too.
+Figures are drawn once, in the light palette. The page turns each of these hex values into a CSS variable, so that one
+drawing serves light and dark; the PDF keeps them as they are. SERIES is the Okabe-Ito set, which colour-blind readers
+can tell apart, in an order whose neighbours differ in lightness too.
 """
 
 from __future__ import annotations

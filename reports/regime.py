@@ -1,10 +1,9 @@
 """Which regime of stability a run is in, from its stability ratios and losses.
 
 The ratio is curvature over the optimizer's threshold. Full-batch training sharpens until the ratio is 1 and then
-hovers there, a little
-above, because the step oscillates along the sharpest directions and that holds curvature down (arXiv 2103.00065,
-2209.15594).
-A ratio well above 1 that lasts means growth; one that jumps and falls again is a catapult (arXiv 2003.02218).
+hovers there, a little above, because the step oscillates along the sharpest directions and that holds curvature down
+(arXiv 2103.00065, 2209.15594). A ratio well above 1 that lasts means growth; one that jumps and falls again is a
+catapult (arXiv 2003.02218).
 """
 
 from __future__ import annotations

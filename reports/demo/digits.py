@@ -16,8 +16,7 @@ def digits(count: int | None = None) -> tuple[Tensor, Tensor]:
     """Standardised images (N, 64), float32, and labels (N,), int64, in the original order.
 
     Pixels are scaled to 0..1, centred, and divided by their standard deviation plus 0.1, over all 1797 images: some
-    pixels are
-    always zero.
+    pixels are always zero.
 
     Args:
         count: the first so many; None for all.

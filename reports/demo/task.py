@@ -1,8 +1,7 @@
 """The demonstration's task: how to rebuild its objective and its optimizer from a checkpoint.
 
 ``diagnose demo`` trains with these functions, and puts a copy of this file beside the checkpoint that it saves;
-``diagnose checkpoint.pt
---task task.py`` then calls ``build``. A task file of your own needs just that one function.
+``diagnose checkpoint.pt --task task.py`` then calls ``build``. A task file of your own needs just that one function.
 """
 
 from typing import Any
