@@ -1,7 +1,7 @@
 """A number with its error and the way it was taken.
 
-Nothing in this toolkit hands a bare float to a reader: a value without its error invites decisions
-that the measurement cannot carry.
+Nothing in this toolkit hands a bare float to a reader: a value without its error invites decisions that the
+measurement cannot carry.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Estimate:
     Args:
         value: the number; ``nan`` when it could not be determined.
         error: half-width, in the units of ``value``; 0 when ``kind`` is ``"exact"``.
-        kind: ``"exact"`` (rounding only), ``"residual"`` (a bound from an eigen-residual),
-            ``"standard error"`` (one sigma over draws), ``"spread"`` (standard deviation over
-            members), ``"bound"`` (a one-sided 95 % confidence bound).
+        kind: ``"exact"`` (rounding only), ``"residual"`` (a bound from an eigen-residual), ``"standard error"`` (one
+            sigma over draws), ``"spread"`` (standard deviation over members), ``"bound"`` (a one-sided 95 %
+            confidence bound).
         how: one line a reader can check: method, batches, products, route.
 
     Example:

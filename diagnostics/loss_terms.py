@@ -1,17 +1,19 @@
 """How many loss terms a batch holds: the weight that makes ragged batches average like one whole batch.
 
 A mean loss divides by the number of its terms, so the mean over everything is the mean of batch means weighted by
-that number:
-examples for most losses, elements for element-wise ones, unmasked (and class-weighted) labels for cross-entropy.
+that number: examples for most losses, elements for element-wise ones, unmasked (and class-weighted) labels for
+cross-entropy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from diagnostics.errors import DiagnosticsError
@@ -25,6 +27,18 @@ _ELEMENTWISE = (
     nn.BCEWithLogitsLoss,
     nn.PoissonNLLLoss,
 )
+
+_MODULE_OF_FUNCTION: dict[Any, type[nn.Module]] = {
+    F.cross_entropy: nn.CrossEntropyLoss,
+    F.nll_loss: nn.NLLLoss,
+    F.mse_loss: nn.MSELoss,
+    F.l1_loss: nn.L1Loss,
+    F.smooth_l1_loss: nn.SmoothL1Loss,
+    F.huber_loss: nn.HuberLoss,
+    F.binary_cross_entropy: nn.BCELoss,
+    F.binary_cross_entropy_with_logits: nn.BCEWithLogitsLoss,
+    F.poisson_nll_loss: nn.PoissonNLLLoss,
+}
 
 
 def leading_dimension(batch: Any) -> float:
@@ -50,6 +64,7 @@ def pair_terms(loss: Callable[..., Tensor], targets: Any) -> float:
         >>> pair_terms(nn.CrossEntropyLoss(), torch.tensor([1, 2, -100]))
         2.0
     """
+    loss = _as_module(loss)
     if getattr(loss, "reduction", "mean") == "sum":
         return 1.0
     if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) and isinstance(targets, Tensor):
@@ -62,6 +77,15 @@ def pair_terms(loss: Callable[..., Tensor], targets: Any) -> float:
     return leading_dimension(targets)
 
 
+def _as_module(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``F.cross_entropy``, or a partial of it, as the module that says how it reduces."""
+    function, settings = (loss.func, loss.keywords) if isinstance(loss, partial) else (loss, {})
+    for known, module in _MODULE_OF_FUNCTION.items():
+        if function is known:
+            return module(**settings)
+    return loss
+
+
 def huggingface_terms(model: nn.Module, batch: Mapping[str, Any]) -> float:
     """Labels that are not masked with -100; causal language models never score the first position."""
     labels = batch.get("labels")
@@ -69,5 +93,7 @@ def huggingface_terms(model: nn.Module, batch: Mapping[str, Any]) -> float:
         return leading_dimension(batch)
     if labels.is_floating_point() or labels.ndim < 2:
         return float(labels.shape[0]) if labels.is_floating_point() else float((labels != -100).sum())
-    shifted = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel", "DoubleHeadsModel"))
+    # Subclasses keep the loss of the class they extend, whatever they are called.
+    kinds = (kind.__name__ for kind in type(model).__mro__)
+    shifted = any(kind.endswith(("ForCausalLM", "LMHeadModel", "DoubleHeadsModel")) for kind in kinds)
     return float(torch.sum((labels[:, 1:] if shifted else labels) != -100))

@@ -2,15 +2,15 @@
 
 L(θ) = Σ_b w_b ℓ_b(θ), where ℓ_b is the loss the trainer would see on batch b and w_b the share of all loss terms
 (examples, or unmasked tokens) that batch b holds. Batches are drawn once and kept, so L is a deterministic function
-and
-ragged batches are averaged as the whole would be.
+and ragged batches are averaged as the whole would be.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from diagnostics.parameters import ParameterSpace, Selection, unwrap
 from diagnostics.quiet import Mode, quiet, reseed
 
 Batch = Any
+T = TypeVar("T")
 LossFunction = Callable[[nn.Module, Batch], Tensor]
 
 
@@ -36,8 +37,7 @@ class Objective:
             Copied once, without touching the random state, and moved to the model's device.
         params: which parameters; see ``ParameterSpace``.
         mode: ``"eval"`` (default) or ``"train"``: how dropout and batch normalisation behave inside. In train mode
-        the random
-            numbers are the same on every call.
+            the random numbers are the same on every call.
         limit: keep at most this many batches.
 
     Raises:
@@ -161,6 +161,8 @@ class Objective:
         params: Selection,
         mode: Mode,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise DiagnosticsError("model is not a module", given=type(model).__name__, expected="an nn.Module")
         if mode not in ("eval", "train"):
             raise DiagnosticsError("mode is unknown", given=repr(mode), expected="'eval' or 'train'")
         self.model = unwrap(model)
@@ -176,7 +178,10 @@ class Objective:
                 expected="at least one example (or unmasked label)",
             )
         self.weights: tuple[float, ...] = tuple(count / total for count in self.terms)
-        self._loss = _LossModule(self.model, loss_fn)
+        self._loss_fn = loss_fn
+        self._stage = _Stage(self.model)
+        self.verified_routes: set[str] = set()
+        """Routes to a second derivative that have been seen to agree with central differences on this model."""
 
     @property
     def num_parameters(self) -> int:
@@ -197,14 +202,11 @@ class Objective:
             index: which batch.
             values: one tensor per selected parameter.
         """
-        state = {f"model.{name}": _plain(tensor) for name, tensor in self.model.named_parameters()}
-        state.update({f"model.{name}": buffer.clone() for name, buffer in self.model.named_buffers()})
-        state.update({f"model.{name}": value for name, value in zip(self.space.names, values, strict=True)})
         # The same numbers for dropout on every call, whatever was drawn before.
         reseed(index)
         # Models may begin with an in-place operation: hand out a copy, keep the batch.
         batch = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, self.batches[index])
-        loss = functional_call(self._loss, state, (batch,))
+        loss = self.placed(values, lambda: self._loss_fn(self.model, batch))
         if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point()):
             raise DiagnosticsError(
                 "the loss is not a scalar",
@@ -214,10 +216,36 @@ class Objective:
             )
         return loss.reshape(())
 
-    def surroundings(self) -> tuple[int, ...]:
-        """A fingerprint of what L depends on beside θ: it changes when a frozen parameter or a buffer is written
-        to.
+    def batch_gradient(
+        self, index: int, leaves: Sequence[Tensor], create_graph: bool = False
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """ℓ_b at the leaves and its gradients in them, zero where it does not reach. To be called inside ``quiet``."""
+
+        def differentiated() -> tuple[Tensor, tuple[Tensor, ...]]:
+            loss = self.batch_loss(index, leaves)
+            if not loss.requires_grad:
+                raise DiagnosticsError(
+                    "the loss does not depend on any selected parameter",
+                    given=f"{len(self.space.names)} parameters, first {self.space.names[0]!r}",
+                    expected="a loss computed from the model that is handed in, without no_grad or detach",
+                )
+            return loss, torch.autograd.grad(loss, leaves, create_graph=create_graph, materialize_grads=True)
+
+        return self.placed(leaves, differentiated)
+
+    def placed(self, values: Sequence[Tensor], action: Callable[[], T]) -> T:
+        """Run ``action`` with ``values`` in the place of the selected parameters and copies in that of the buffers.
+
+        Whoever differentiates does so in here: checkpointed segments of the model run again during the backward pass,
+        and would otherwise run at the live parameters.
         """
+        state = {f"model.{name}": _plain(tensor) for name, tensor in self.model.named_parameters()}
+        state.update({f"model.{name}": buffer.clone() for name, buffer in self.model.named_buffers()})
+        state.update({f"model.{name}": value for name, value in zip(self.space.names, values, strict=True)})
+        return functional_call(self._stage, state, (action,))  # type: ignore[no-any-return]
+
+    def surroundings(self) -> tuple[int, ...]:
+        """A fingerprint of what L depends on beside θ: it changes when a frozen parameter or a buffer is written to."""
         selected = {id(tensor) for tensor in self.space.tensors}
         others = [*self.model.parameters(), *self.model.buffers()]
         return tuple(
@@ -262,32 +290,21 @@ class Objective:
             leaves = [value.detach().requires_grad_() for value in values]
             for index, weight in enumerate(self.weights):
                 if weight:
-                    batch_loss = self.batch_loss(index, leaves)
+                    batch_loss, parts = self.batch_gradient(index, leaves)
                     loss += weight * float(batch_loss.detach())
-                    gradient.add_(self.space.flatten(self.differentiate(batch_loss, leaves)), alpha=weight)
+                    gradient.add_(self.space.flatten(parts), alpha=weight)
         return loss, gradient
 
-    def differentiate(self, loss: Tensor, leaves: Sequence[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
-        """Gradients of a batch loss in the leaves, zero where it does not reach."""
-        if not loss.requires_grad:
-            raise DiagnosticsError(
-                "the loss does not depend on any selected parameter",
-                given=f"{len(self.space.names)} parameters, first {self.space.names[0]!r}",
-                expected="a loss computed from the model that is handed in, without no_grad or detach",
-            )
-        return torch.autograd.grad(loss, leaves, create_graph=create_graph, materialize_grads=True)
 
+class _Stage(nn.Module):
+    """A module around the model, so that ``functional_call`` swaps its tensors for all that an action does."""
 
-class _LossModule(nn.Module):
-    """Model and loss as one module, so that ``functional_call`` swaps parameters for all that ``loss_fn`` does."""
-
-    def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.loss_fn = loss_fn
 
-    def forward(self, batch: Batch) -> Tensor:
-        return self.loss_fn(self.model, batch)
+    def forward(self, action: Callable[[], T]) -> T:
+        return action()
 
 
 def _is_pair_of_tensors(batches: Any) -> bool:
@@ -305,7 +322,7 @@ def _draw(batches: Any, limit: int | None) -> list[Batch]:
             expected="a list of batches, a DataLoader, or one (inputs, targets) pair",
         )
     drawn: list[Batch] = []
-    with quiet(nn.Module()):
+    with quiet(nn.Module()), _own_generators_kept(batches):
         for batch in batches:
             # Hugging Face hands out mappings of its own kind, which tree_map would take for a leaf.
             drawn.append(dict(batch) if isinstance(batch, Mapping) else batch)
@@ -314,6 +331,19 @@ def _draw(batches: Any, limit: int | None) -> list[Batch]:
     if not drawn:
         raise DiagnosticsError("batches is empty", expected="at least one batch", attempt="a DataLoader that yields")
     return drawn
+
+
+@contextmanager
+def _own_generators_kept(loader: Any) -> Iterator[None]:
+    """A DataLoader may shuffle by a generator of its own: the order of the training to come must not move."""
+    holders = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
+    generators = [getattr(holder, "generator", None) for holder in holders]
+    before = [(own, own.get_state()) for own in generators if isinstance(own, torch.Generator)]
+    try:
+        yield
+    finally:
+        for own, state in before:
+            own.set_state(state)
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -39,8 +39,8 @@ class ParameterSpace:
 
     Args:
         model: any module, wrapped or not.
-        params: None for every parameter with ``requires_grad``; a glob over names (or several) to narrow those;
-            a callable ``(name, tensor) -> bool`` whose word is final, frozen parameters included.
+        params: None for every parameter with ``requires_grad``; a glob over names (or several) to narrow those; a
+            callable ``(name, tensor) -> bool`` whose word is final, frozen parameters included.
 
     Raises:
         DiagnosticsError: nothing selected; parameters sharded, uninitialised, complex or on the meta device.

@@ -1,9 +1,9 @@
 """The context every measure runs in: it sees the model as it is, and leaves everything as it was.
 
 Second-order autograd needs plain eager kernels (math attention, no autocast, no compiled frames, full float32
-products);
-harmlessness needs random states, modes and hooks back in place, also after an error. Parameters, gradients and
-buffers are protected elsewhere: measures differentiate copies through ``functional_call`` and never the live tensors.
+products); harmlessness needs random states, modes and hooks back in place, also after an error. Parameters, gradients
+and buffers are protected elsewhere: measures differentiate copies through ``functional_call`` and never the live
+tensors.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ def quiet(model: nn.Module, mode: Mode | None = None, seed: int = 0) -> Iterator
 
     Inside: gradients on, inference mode and autocast off, math attention, compiled modules run eagerly, IEEE float32
     products, random states seeded with ``seed``, backward hooks of others set aside, every module in ``mode`` (None
-    leaves modes alone).
-    All of it is restored on the way out, also after an error.
+    leaves modes alone). All of it is restored on the way out, also after an error.
 
     Example:
         >>> model = nn.Dropout()

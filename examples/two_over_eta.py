@@ -34,7 +34,7 @@ def final_ratio(lr: float, steps: int = 1500) -> float:
         optimizer.step()
         if step >= 2 * steps // 3 and step % 25 == 0:
             now = stability(objective, optimizer, tol=1e-2, start=start)
-            start = now.vector
+            start = now.restart
             ratios.append(float(now.ratio))
     return statistics.median(ratios)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 import sys
 import uuid
@@ -44,9 +45,10 @@ def run_header(
         "optimizer": describe_optimizer(optimizer),
         "objective": None if objective is None else describe_objective(objective),
         "probes": [
-            {"name": probe.name, "settings": probe.settings(), "schedule": schedule.text} for probe, schedule in probes
+            {"name": probe.name, "settings": _plain(probe.settings()), "schedule": schedule.text}
+            for probe, schedule in probes
         ],
-        "settings": dict(settings),
+        "settings": _plain(settings),
     }
 
 
@@ -103,8 +105,15 @@ def device_name(device: torch.device) -> str:
 
 
 def _plain(value: Any) -> Any:
+    """Whatever it is, as strict JSON: numbers that JSON does not know, and things, by their text."""
     if isinstance(value, Tensor):
-        return value.tolist() if value.numel() <= 16 else f"tensor of shape {tuple(value.shape)}"
+        return _plain(value.tolist()) if value.numel() <= 16 else f"tensor of shape {tuple(value.shape)}"
+    if isinstance(value, numpy.generic):
+        return _plain(value.item())
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, tuple | list):
         return [_plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
     return value if isinstance(value, bool | int | float | str | None) else repr(value)

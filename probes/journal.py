@@ -14,7 +14,7 @@ import numpy
 from diagnostics import Estimate
 from probes.probe import Reading
 from probes.run.reader import array_key
-from probes.run.records import Record
+from probes.run.records import Record, parse
 from probes.run.writer import RunWriter
 
 FAILURES_ALLOWED = 3
@@ -35,6 +35,7 @@ class Journal:
         self._writer: RunWriter | None = writer
         self._sinks = list(sinks)
         self._failures: Counter[int] = Counter()
+        self._warned: set[int] = set()
 
     def write(self, probe: str, step: int, readings: Iterable[Reading], *, to_sinks: bool = True) -> None:
         """Record what a probe returned at a step."""
@@ -45,15 +46,15 @@ class Journal:
                 self._writer.append(self._with_arrays(self._writer, probe, step, records, readings))
             except OSError as problem:
                 _log.warning("the run can no longer be written, training goes on: %s", problem)
-                self._writer = None
+                self.close()
         if to_sinks:
             self._tell_sinks(step, records)
 
     def close(self) -> None:
         """Nothing more will be written."""
         if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+            writer, self._writer = self._writer, None
+            writer.close()
 
     def _with_arrays(
         self, writer: RunWriter, probe: str, step: int, records: list[Record], readings: list[Reading]
@@ -76,12 +77,13 @@ class Journal:
             if not scalars or self._failures[index] >= FAILURES_ALLOWED:
                 continue
             try:
-                sink(scalars, step)
+                sink(dict(scalars), step)
                 self._failures[index] = 0
             # A sink is somebody else's code, often with a network behind it.
             except Exception as problem:  # noqa: BLE001
                 self._failures[index] += 1
-                if self._failures[index] == 1:
+                if index not in self._warned:
+                    self._warned.add(index)
                     _log.warning("a sink failed at step %d and training goes on: %r", step, problem)
 
 
@@ -103,3 +105,23 @@ def to_record(probe: str, step: int, reading: Reading) -> Record:
         status=reading.status,
         note=note,
     )
+
+
+def checked(reading: Any) -> Reading:
+    """A reading that can be written down and read again; anything may come from a user's own probe.
+
+    Raises:
+        TypeError: it is no Reading, or holds what a record cannot.
+        ValueError: likewise.
+    """
+    if not isinstance(reading, Reading):
+        raise TypeError(f"a probe returns Readings, not {type(reading).__name__}")
+    if reading.array is not None and not (
+        isinstance(reading.array, numpy.ndarray) and reading.array.dtype.kind in "biuf"
+    ):
+        raise TypeError(f"reading {reading.name!r}: array is not a numpy array of numbers")
+    try:
+        parse(to_record("", 0, reading).line())
+    except ValueError as problem:
+        raise ValueError(f"reading {reading.name!r} cannot be written as a record: {problem}") from problem
+    return reading

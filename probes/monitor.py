@@ -1,30 +1,32 @@
 """The Monitor: attaches probes to a training run and writes the Run.
 
-Harmless by construction. It hangs on two optimizer hooks and on nothing else; what it measures runs in ``quiet``,
-on copies; whatever
-goes wrong on our side is recorded or logged, never passed on to the loop. Steps are counted by the optimizer, so a
-step that AMP skips does not count.
+Harmless by construction. It hangs on two optimizer hooks and on nothing else; what it measures runs in ``quiet``, on
+copies; whatever goes wrong on our side is recorded or logged, never passed on to the loop. Steps are counted by the
+optimizer, so a step that AMP skips does not count.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from diagnostics import DiagnosticsError, Objective
 from diagnostics.parameters import unwrap
 from diagnostics.stability.rules import unwrap_optimizer
+from probes.arguments import check_probes, check_run, check_sinks
 from probes.budget import Budget
 from probes.header import run_header
-from probes.journal import FAILURES_ALLOWED, Journal, Sink
+from probes.journal import FAILURES_ALLOWED, Journal, Sink, checked
 from probes.learning_rate import EffectiveLearningRate
 from probes.probe import Moment, Probe, Reading
 from probes.run.writer import RunWriter
@@ -45,18 +47,19 @@ class Monitor:
         objective: the fixed data and loss that curvature, rates and units are measured on; probes that need it are
             skipped without one.
         out: folder for the Run; must not hold a run yet, unless ``resume`` is given.
-        probes: which; by default ``Sharpness()``, ``EffectiveLearningRate()`` and ``Units()``.
+        probes: which, at most one of each name; by default ``Sharpness()``, ``EffectiveLearningRate()`` and
+            ``Units()``.
         every: a number of steps, or a schedule, for probes without their own. The first state and the last are always
             measured.
-        budget: expensive probes may take this share of training wall time, and are spaced out to keep to it once
-        the first
-            ``probes.budget.GRACE`` seconds are spent; None for no limit.
+        budget: expensive probes may take this share of training wall time, and are spaced out to keep to it once the
+            first ``probes.budget.GRACE`` seconds are spent; None for no limit.
         sinks: callables ``log(scalars, step)``, as ``wandb.log`` and ``mlflow.log_metrics`` are; names are
             ``diag/<probe>/<quantity>[/<layer>]``.
         resume: the step from which training restarts, to continue the run in ``out``; later records are dropped.
 
     Raises:
-        DiagnosticsError: bad arguments, before training starts. Nothing is raised inside the block.
+        DiagnosticsError: bad arguments, a folder that cannot be written, or a second ``with`` on the same Monitor,
+            before training starts. Nothing is raised inside the block.
 
     Example:
         >>> import tempfile
@@ -89,35 +92,53 @@ class Monitor:
     ) -> None:
         self.model = unwrap(model)
         self.optimizer = unwrap_optimizer(optimizer)
-        _check(self.model, self.optimizer, objective, budget, resume)
+        check_run(self.model, self.optimizer, objective, budget, resume)
         self.objective = objective
-        self.probes: list[Probe] = [Sharpness(), EffectiveLearningRate(), Units()] if probes is None else list(probes)
+        default: list[Probe] = [Sharpness(), EffectiveLearningRate(), Units()]
+        self.probes = default if probes is None else check_probes(probes)
+        to_tell = check_sinks(sinks)
         self.step = resume or 0
         self.folder = Path(out)
         schedules = [as_schedule(every if probe.every is None else probe.every) for probe in self.probes]
         self._scheduled = list(zip(self.probes, schedules, strict=True))
         self._failures: Counter[str] = Counter()
+        self._warned: set[str] = set()
         self._off: set[str] = set()
+        self._due: list[Probe] = []
         self._measured_at: dict[str, int] = {}
         self._updates = UpdateMeter(self.model)
         self._budget = Budget(budget)
         self._handles: list[Any] = []
+        self._entered = False
         # Every rank holds the same weights after a step, so one rank can speak for all.
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self._journal: Journal | None = None
         if not distributed or torch.distributed.get_rank() == 0:
             settings = {"every": as_schedule(every).text, "budget": budget}
             header = run_header(self.model, self.optimizer, objective, self._scheduled, settings)
-            self._journal = Journal(RunWriter(self.folder, header, resume), sinks)
+            self._journal = Journal(RunWriter(self.folder, header, resume), to_tell)
 
     def __enter__(self) -> Monitor:
+        if self._entered:
+            raise DiagnosticsError(
+                "this Monitor has been entered before",
+                expected="one with block for each Monitor",
+                attempt="a new Monitor, with resume=STEP to continue the run",
+            )
+        self._entered = True
         if self._journal is not None:
             self._budget = Budget(self._budget.share)
+            # A compiled optimizer.step would trace the hooks, and the measurements in them.
             self._handles = [
-                self.optimizer.register_step_pre_hook(self._before_step),
-                self.optimizer.register_step_post_hook(self._after_step),
+                self.optimizer.register_step_pre_hook(torch.compiler.disable(self._before_step)),
+                self.optimizer.register_step_post_hook(torch.compiler.disable(self._after_step)),
             ]
-            self._guarded(self._measure_now)
+            try:
+                self._guarded(self._measure_now)
+            except BaseException:
+                # Nobody calls __exit__ when a first measurement is interrupted.
+                self.__exit__(*sys.exc_info())
+                raise
         return self
 
     def __exit__(
@@ -126,12 +147,15 @@ class Monitor:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._updates.forget()
         if self._journal is not None:
-            if kind is None:
-                self._guarded(self._measure_now)
-            self._guarded(self._account)
-            self._guarded(self._journal.close)
-            self._journal = None
+            try:
+                if kind is None:
+                    self._guarded(self._measure_now)
+                self._guarded(self._account)
+            finally:
+                self._guarded(self._journal.close)
+                self._journal = None
 
     def log(self, **scalars: float) -> None:
         """Record the loop's own numbers, such as its loss, at the present step.
@@ -140,31 +164,36 @@ class Monitor:
             scalars: anything ``float()`` takes.
         """
         self._guarded(
-            lambda: self._write(
-                "loop", [Reading(name, float(value)) for name, value in scalars.items()], to_sinks=False
-            )
+            lambda: self._write("loop", [_scalar(name, value) for name, value in scalars.items()], to_sinks=False)
         )
 
     def _before_step(self, *_: Any) -> None:
-        self._guarded(self._keep_parameters)
+        self._guarded(self._prepare)
 
     def _after_step(self, *_: Any) -> None:
+        due, self._due = self._due, []
+        if _skipped_by_scaler(self.optimizer):
+            self._updates.forget()
+            return
         self.step += 1
-        self._guarded(self._measure_due)
+        self._guarded(partial(self._measure_due, due))
 
-    def _keep_parameters(self) -> None:
-        if any("updates" in probe.needs and self._budget.affords(probe) for probe in self._due(self.step + 1)):
+    def _prepare(self) -> None:
+        self._due = self._due_at(self.step + 1)
+        if any("updates" in probe.needs and self._budget.affords(probe) for probe in self._due):
             with self._budget.spend("updates"):
                 self._updates.before_step()
 
-    def _measure_due(self) -> None:
-        for probe in self._due(self.step):
-            if self._budget.affords(probe):
-                self._measure(probe)
-            else:
-                note = f"would exceed the budget of {self._budget.share:.0%} of training time"
-                self._write(probe.name, [Reading("measurement", None, status="skipped", note=note)])
-        self._updates.forget()
+    def _measure_due(self, due: Iterable[Probe]) -> None:
+        try:
+            for probe in due:
+                if self._budget.affords(probe):
+                    self._measure(probe)
+                else:
+                    note = f"would exceed the budget of {self._budget.share:.0%} of training time"
+                    self._write(probe.name, [Reading("measurement", None, status="skipped", note=note)])
+        finally:
+            self._updates.forget()
 
     def _measure_now(self) -> None:
         """The first state and the last, whatever the schedules and the budget say."""
@@ -172,32 +201,55 @@ class Monitor:
             if probe.name not in self._off and self._measured_at.get(probe.name) != self.step:
                 self._measure(probe)
 
-    def _due(self, step: int) -> list[Probe]:
-        return [probe for probe, schedule in self._scheduled if probe.name not in self._off and schedule(step)]
+    def _due_at(self, step: int) -> list[Probe]:
+        """The probes that are to measure at a step; each schedule is asked once for each."""
+        due = []
+        for probe, schedule in self._scheduled:
+            if probe.name in self._off:
+                continue
+            try:
+                if schedule(step):
+                    due.append(probe)
+            # A schedule may be the user's own function.
+            except Exception as problem:  # noqa: BLE001
+                self._write(probe.name, [self._failed(probe, problem, "its schedule: ")])
+        return due
 
     def _measure(self, probe: Probe) -> None:
         self._measured_at[probe.name] = self.step
         readings: list[Reading] = []
         with self._budget.spend(probe.name):
             _wait_for(self.model)
-            if "objective" in probe.needs and self.objective is None:
-                readings.append(Reading("measurement", None, status="skipped", note="no objective was given"))
-                self._off.add(probe.name)
+            if "objective" in probe.needs and (reason := self._no_objective()):
+                readings.append(Reading("measurement", None, status="skipped", note=reason))
+                if self.objective is None:
+                    self._off.add(probe.name)
             else:
-                updates = self._updates.after_step() if "updates" in probe.needs else {}
-                moment = Moment(self.step, self.model, self.optimizer, self.objective, updates)
                 try:
-                    readings.extend(probe.measure(moment))
+                    updates = self._updates.after_step() if "updates" in probe.needs else {}
+                    moment = Moment(self.step, self.model, self.optimizer, self.objective, updates)
+                    readings.extend(map(checked, probe.measure(moment)))
                     self._failures[probe.name] = 0
                 # A probe may run into anything the user's model can raise; none of it may reach the loop.
                 except Exception as problem:  # noqa: BLE001
                     readings.append(self._failed(probe, problem))
             self._write(probe.name, readings)
 
-    def _failed(self, probe: Probe, problem: Exception) -> Reading:
+    def _no_objective(self) -> str | None:
+        """Why probes that need the objective cannot measure; None when they can."""
+        if self.objective is None:
+            return "no objective was given"
+        now = dict(self.model.named_parameters())
+        if any(now.get(name) is not tensor for name, tensor in self.objective.space.items()):
+            return "parameters of the model were replaced after the objective was built, which still holds the old ones"
+        return None
+
+    def _failed(self, probe: Probe, problem: Exception, where: str = "") -> Reading:
         self._failures[probe.name] += 1
-        reason = f"{type(problem).__name__}: {problem}"
-        if self._failures[probe.name] == 1:
+        # Half a surrogate, as file names may hold, would trip whatever prints the warning.
+        reason = f"{where}{type(problem).__name__}: {problem}".encode("utf-8", "replace").decode("utf-8")
+        if probe.name not in self._warned:
+            self._warned.add(probe.name)
             _log.warning("probe %r failed at step %d and training goes on: %s", probe.name, self.step, reason)
         if self._failures[probe.name] >= FAILURES_ALLOWED:
             self._off.add(probe.name)
@@ -220,8 +272,8 @@ class Monitor:
             action()
         # The promise to the loop: nothing of ours is raised inside it.
         except Exception as problem:  # noqa: BLE001
-            self._failures["monitor"] += 1
-            if self._failures["monitor"] == 1:
+            if "monitor" not in self._warned:
+                self._warned.add("monitor")
                 _log.warning("the monitor failed at step %d and training goes on: %r", self.step, problem)
 
 
@@ -232,20 +284,16 @@ def _wait_for(model: nn.Module) -> None:
         torch.cuda.synchronize(tensor.device)
 
 
-def _check(
-    model: nn.Module, optimizer: Any, objective: Objective | None, budget: float | None, resume: int | None
-) -> None:
-    if not isinstance(optimizer, Optimizer):
-        raise DiagnosticsError(
-            "optimizer is not a torch optimizer", given=type(optimizer).__name__, expected="torch.optim.Optimizer"
-        )
-    if objective is not None and objective.model is not model:
-        raise DiagnosticsError(
-            "objective was built on another model",
-            given=f"a {type(objective.model).__name__} that is not the model passed to Monitor",
-            expected="Objective(model, ...) with the same model object",
-        )
-    if budget is not None and not budget > 0:
-        raise DiagnosticsError("budget is not positive", given=str(budget), expected="a share such as 0.05, or None")
-    if resume is not None and resume < 0:
-        raise DiagnosticsError("resume is negative", given=str(resume), expected="the step training restarts from")
+def _skipped_by_scaler(optimizer: Optimizer) -> bool:
+    """Whether GradScaler found infinities: fused optimizers are called nevertheless, and leave the weights alone."""
+    found = getattr(optimizer, "found_inf", None)
+    return isinstance(found, Tensor) and bool(found)
+
+
+def _scalar(name: str, value: Any) -> Reading:
+    """One of the loop's own numbers; another that is none must not take the good ones with it."""
+    try:
+        return Reading(name, float(value.detach() if isinstance(value, Tensor) else value))
+    # Anything may be passed.
+    except Exception as problem:  # noqa: BLE001
+        return Reading(name, None, status="failed", note=f"not a number: {type(problem).__name__}: {problem}")

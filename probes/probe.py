@@ -1,8 +1,7 @@
 """What a probe is: one scheduled measurement of a run.
 
 A probe says what it needs and what it costs; the Monitor decides when it runs, hands it the moment, and writes down
-what it returns. It
-keeps no state but warm starts, so that a probe which fails once can simply be asked again.
+what it returns. It keeps no state but warm starts, so that a probe which fails once can simply be asked again.
 """
 
 from __future__ import annotations

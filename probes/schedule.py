@@ -43,6 +43,10 @@ def at(*steps: int) -> Schedule:
         >>> [step for step in range(9) if at(1, 8)(step)]
         [1, 8]
     """
+    if not steps or not all(isinstance(step, int) and step >= 0 for step in steps):
+        raise DiagnosticsError(
+            "at takes steps", given=repr(steps), expected="integers, at least one", attempt="at(1, 10, 100)"
+        )
     chosen = frozenset(steps)
     return Schedule("at steps " + ", ".join(map(str, sorted(chosen))), lambda step: step in chosen)
 

@@ -18,10 +18,13 @@ class Sharpness:
 
     Args:
         every: own schedule; the Monitor's by default.
-        tol: relative residual of the eigenvalues. One percent is enough to read a ratio, at half the products of
-        0.1 %.
+        tol: relative residual of the eigenvalues. One percent is enough to read a ratio, at half the products of 0.1
+            %.
         cold_every: every so many measurements start from a random vector, for a warm start can miss a newly risen
-        direction.
+            direction.
+
+    Raises:
+        DiagnosticsError: a tolerance that is not positive, or ``cold_every`` below 1.
 
     Source: Cohen et al., arXiv 2103.00065, 2207.14484.
     """
@@ -35,6 +38,12 @@ class Sharpness:
     _warm: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     _count: int = field(default=0, init=False, repr=False)
 
+    def __post_init__(self) -> None:
+        if not self.tol > 0:
+            raise DiagnosticsError("tol is not positive", given=str(self.tol), expected="a relative residual, as 1e-2")
+        if not self.cold_every >= 1:
+            raise DiagnosticsError("cold_every is too small", given=str(self.cold_every), expected="at least 1")
+
     def settings(self) -> dict[str, Any]:
         """Tolerance and how often it starts cold."""
         return {"tol": self.tol, "cold_every": self.cold_every}
@@ -42,7 +51,8 @@ class Sharpness:
     def measure(self, moment: Moment) -> Iterator[Reading]:
         """Loss, stability ratio, curvature, threshold and sharpness, from one Hessian."""
         assert moment.objective is not None
-        if self._count % self.cold_every == 0:
+        other_model = any(len(start) != moment.objective.num_parameters for start in self._warm.values())
+        if other_model or self._count % self.cold_every == 0:
             self._warm.clear()
         self._count += 1
         yield Reading("loss", moment.objective.loss(), note=moment.objective.description)
@@ -52,7 +62,7 @@ class Sharpness:
             value, pairs = sharpness(
                 moment.objective, hessian=hessian, tol=self.tol, start=self._warm.get("sharpness"), seed=moment.step
             )
-            self._warm["sharpness"] = pairs.vectors
+            self._warm["sharpness"] = pairs.restart
             yield Reading("sharpness", value)
 
     def _ratio(self, moment: Moment, hessian: Hessian) -> Generator[Reading, None, bool]:
@@ -73,7 +83,7 @@ class Sharpness:
         except DiagnosticsError as reason:
             yield Reading("ratio", None, status="skipped", note=str(reason))
             return False
-        self._warm["ratio"] = measured.vector
+        self._warm["ratio"] = measured.restart
         yield Reading("ratio", measured.ratio, note=measured.note or None)
         yield Reading("curvature", measured.curvature)
         yield Reading("threshold", measured.threshold, note=measured.rule)

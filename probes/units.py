@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from diagnostics import unit_activity
+from diagnostics import DiagnosticsError, unit_activity
 from probes.probe import Cost, Moment, Need, Reading
 
 
@@ -18,6 +18,9 @@ class Units:
         every: own schedule; the Monitor's by default.
         tau: threshold of the dormant score.
 
+    Raises:
+        DiagnosticsError: τ is negative.
+
     Source: Sokar et al., arXiv 2302.12902; Lyle et al., arXiv 2402.18762.
     """
 
@@ -26,6 +29,10 @@ class Units:
     name: ClassVar[str] = "units"
     needs: ClassVar[frozenset[Need]] = frozenset({"objective"})
     cost: ClassVar[Cost] = "cheap"
+
+    def __post_init__(self) -> None:
+        if not self.tau >= 0:
+            raise DiagnosticsError("tau is negative", given=str(self.tau), expected="a threshold such as 0.025")
 
     def settings(self) -> dict[str, Any]:
         """The threshold τ."""

@@ -1,8 +1,7 @@
 """What one optimizer step does to each tensor, measured on the tensors themselves.
 
-The gradient does not tell: momentum, preconditioning, decay, clipping and fused kernels all come between. Copies
-are taken just before a step
-that will be measured, and dropped right after it.
+The gradient does not tell: momentum, preconditioning, decay, clipping and fused kernels all come between. Copies are
+taken just before a step that will be measured, and dropped right after it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Symmetric linear maps on parameter space, known only through their products with vectors.
 
 The Hessian of a network with P parameters has P² entries; everything here needs only v ↦ Hv, which costs about as
-much
-as two gradients (Pearlmutter 1994). An operator is taken at the parameters as they are when it is made,
-and stays there while training moves on.
+much as two gradients (Pearlmutter 1994). An operator is taken at the parameters as they are when it is made, and
+stays there while training moves on.
 """
 
 from __future__ import annotations
@@ -103,9 +102,9 @@ class Hessian(Operator):
 
     Args:
         objective: what to differentiate twice.
-        route: ``"double backward"`` or ``"central differences"``; by default double backward, and central
-        differences of
-            gradients where an operation in the model has no second derivative.
+        route: ``"double backward"`` or ``"central differences"``; by default double backward, and central differences
+            of gradients where an operation in the model has no second derivative, or a wrong one: double backward is
+            checked against them once per objective, at the cost of four gradients. A route asked for is not checked.
 
     Raises:
         DiagnosticsError: neither route works; the message names what stopped each.
@@ -119,6 +118,13 @@ class Hessian(Operator):
     """
 
     def __init__(self, objective: Objective, *, route: str | None = None) -> None:
+        if not isinstance(objective, Objective):
+            raise DiagnosticsError(
+                "objective is not an Objective",
+                given=type(objective).__name__,
+                expected="a model with its loss and batches",
+                attempt="Hessian(Objective(model, loss, batches))",
+            )
         space = objective.space
         super().__init__(space.total, space.dtype, space.device)
         self.objective = objective

@@ -1,10 +1,9 @@
 """Effective learning rates, one row per tensor.
 
 The number in the config is rarely the rate a tensor trains at. Momentum multiplies a steady gradient by F(1) =
-1/(1−β); Adam divides
-each coordinate by √v̂ + ε; and where a normalisation layer follows, only the direction of w counts, so the rate is
-η/‖w‖² for
-SGD and η/‖w‖ for optimizers whose step does not scale with the gradient: as ‖w‖ grows, training slows down.
+1/(1−β); Adam divides each coordinate by √v̂ + ε; and where a normalisation layer follows, only the direction of w
+counts, so the rate is η/‖w‖² for SGD and η/‖w‖ for optimizers whose step does not scale with the gradient: as ‖w‖
+grows, training slows down.
 
 Source: van Laarhoven, arXiv 1706.05350; Lyle et al., arXiv 2407.01800.
 """
@@ -22,7 +21,7 @@ from torch.optim import Optimizer
 
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, exact
-from diagnostics.learning_rate.scale_invariance import UNCHANGED, scale_invariant
+from diagnostics.learning_rate.scale_invariance import HALVED, scale_invariant
 from diagnostics.objective import Objective
 from diagnostics.parameters import unwrap
 from diagnostics.stability.preconditioner import positive_denominator, rules_by_parameter
@@ -40,16 +39,15 @@ class TensorRate:
     Attributes:
         tensor: its name.
         lr: the rate in its parameter group.
-        coordinate_rate: the step per unit of steady gradient: η F(1) for SGD; for Adam, AdamW and RMSprop the
-        median of
-            η F(1) / P over coordinates, with half their interquartile range as spread.
+        coordinate_rate: the step per unit of steady gradient: η F(1) for SGD; for Adam, AdamW and RMSprop the median
+            of η F(1) / (√v̂ + ε) over coordinates, with half their interquartile range as spread.
         weight_norm: ‖w‖.
         gradient_norm: ‖∇L‖ on the objective.
         alignment: cos(w, ∇L); zero for scale-invariant tensors.
-        scale_invariant: whether L(2w) = L(w/2) = L(w).
+        scale_invariant: whether ⟨w, ∇L⟩ = 0 and ∇L(2w) = ∇L(w)/2.
         effective: η/‖w‖² (SGD) or η/‖w‖ (Adam, AdamW, RMSprop) for scale-invariant tensors, None for others.
         epsilon_share: share of coordinates with √v̂ < ε, where the adaptive rate is really SGD with rate η/ε; None
-        for SGD.
+            for SGD.
     """
 
     tensor: str
@@ -93,7 +91,8 @@ def effective_learning_rates(model: nn.Module, optimizer: Optimizer, objective: 
     Args:
         model: the model the objective was built on.
         optimizer: SGD, Adam, AdamW or RMSprop; the adaptive ones after at least one step.
-        objective: supplies the gradient and the scale test. Costs one gradient, and two losses per candidate tensor.
+        objective: supplies the gradient and the scale test. Costs one gradient, and another for each tensor whose
+            weights and gradient are orthogonal.
 
     Raises:
         DiagnosticsError: the three do not belong together, or the optimizer is not understood.
@@ -117,7 +116,7 @@ def effective_learning_rates(model: nn.Module, optimizer: Optimizer, objective: 
     if not any(id(tensor) in rules for tensor in space.tensors):
         raise DiagnosticsError("the optimizer holds none of the objective's parameters", given=type(optimizer).__name__)
     values = space.values()
-    loss, flat_gradient = objective.loss_and_gradient(values)
+    _, flat_gradient = objective.loss_and_gradient(values)
     gradients = space.unflatten(flat_gradient)
     with torch.inference_mode(False), torch.no_grad():
         norms = [_norm(value) for value in values]
@@ -125,7 +124,7 @@ def effective_learning_rates(model: nn.Module, optimizer: Optimizer, objective: 
         alignments = {
             name: _cosine(value, gradient) for name, value, gradient in zip(space.names, values, gradients, strict=True)
         }
-        invariant = scale_invariant(objective, alignments, loss)
+        invariant = scale_invariant(objective, alignments, gradients)
         rows = [
             TensorRate(
                 tensor=name,
@@ -149,7 +148,7 @@ def _effective(rule: StepRule, norm: float) -> Estimate:
     formula = "η/‖w‖" if adaptive else "η/‖w‖²"
     rate = rule.lr / norm ** (1 if adaptive else 2)
     return Estimate(
-        rate, UNCHANGED * rate, "bound", f"{formula}; loss unchanged within {UNCHANGED:g} when w is rescaled"
+        rate, HALVED * rate, "bound", f"{formula}; the gradient halves within {HALVED:.0%} when w is doubled"
     )
 
 
@@ -157,12 +156,17 @@ def _coordinate_rate(optimizer: Optimizer, name: str, tensor: Tensor, rule: Step
     steady = rule.lr * rule.filter_at_one
     if rule.denominator is None:
         return exact(steady, "η F(1)")
-    rates = (steady / positive_denominator(optimizer, name, tensor, rule)).double().flatten()
+    divisor = positive_denominator(optimizer, name, tensor, rule)
+    if rule.second_moment is not None and (state := optimizer.state.get(tensor)):
+        # A steady gradient is what bias correction makes of the first moment from the first step on.
+        root, epsilon = rule.second_moment(state)
+        divisor = root + epsilon
+    rates = (steady / divisor).double().flatten()
     # torch.quantile refuses more than 2^24 entries; sorting does not.
     ordered = rates.sort().values
     low, median, high = (float(ordered[round(q * (len(ordered) - 1))]) for q in (0.25, 0.5, 0.75))
     return Estimate(
-        median, (high - low) / 2, "spread", "median of η F(1)/P over coordinates, half their quartile range"
+        median, (high - low) / 2, "spread", "median of η F(1)/(√v̂+ε) over coordinates, half their quartile range"
     )
 
 

@@ -48,7 +48,7 @@ def scaling(optimizer: Optimizer, space: ParameterSpace) -> Scaling:
 
     Raises:
         DiagnosticsError: no selected parameter is the optimizer's, or it keeps a preconditioner but has taken no
-        step.
+            step.
     """
     rules = rules_by_parameter(optimizer)
     held = [rules.get(id(tensor)) for tensor in space.tensors]
@@ -73,12 +73,19 @@ def scaling(optimizer: Optimizer, space: ParameterSpace) -> Scaling:
         (rule.text, rule.weight, rule.coupled_decay) == (present[0].text, present[0].weight, present[0].coupled_decay)
         for rule in present
     )
-    outside = len(rules) - len(present)
+    # Frozen tensors get no gradient, so a step does not move them.
+    trained = {
+        id(tensor)
+        for group in unwrap_optimizer(optimizer).param_groups
+        for tensor in group["params"]
+        if tensor.requires_grad
+    }
+    outside = len(trained - {id(tensor) for tensor in space.tensors})
     return Scaling(
         root=root,
         shift=shift,
         uniform=present[0] if same else None,
-        note=f"{outside} of the optimizer's {len(rules)} parameters are not in the objective: a lower bound"
+        note=f"{outside} of the optimizer's {len(trained)} trainable parameters are not in the objective: a lower bound"
         if outside
         else "",
     )

@@ -1,15 +1,14 @@
 """What each optimizer does to a gradient, as far as linear stability needs to know.
 
 Write a step as Δx = −η F(z) P⁻¹ g (F the filter that momentum applies to the gradients, P the preconditioner) with
-decoupled decay
-(1 − ηλ_d), and let weight decay that goes through the gradient add λ to the Hessian. The first root to leave the
-unit disc is z = −1,
-an oscillation that flips sign every step, and it does so when the largest eigenvalue of P^-½ (H + λ) P^-½ reaches
+decoupled decay (1 − ηλ_d), and let weight decay that goes through the gradient add λ to the Hessian. The first root
+to leave the unit disc is z = −1, an oscillation that flips sign every step, and it does so when the largest
+eigenvalue of P^-½ (H + λ) P^-½ reaches
 
     (2 − η λ_d) / (η F(−1)).
 
-Rules below give F(−1), F(1), η, λ and λ_d of one parameter group as torch defines its optimizers; the
-preconditioner is read from the optimizer's state, with bias correction and ε as torch applies them.
+Rules below give F(−1), F(1), η, λ and λ_d of one parameter group as torch defines its optimizers; the preconditioner
+is read from the optimizer's state, with bias correction and ε as torch applies them.
 
 Source: Cohen et al. 2021 (arXiv 2103.00065) for SGD and momentum, Cohen et al. 2022 (arXiv 2207.14484) for Adam.
 """
@@ -68,9 +67,8 @@ class StepRule:
     def threshold(self) -> float:
         """The curvature at the edge; infinite at a zero learning rate.
 
-        Without a preconditioner this is for the Hessian of the loss alone, so coupled decay is taken off; with one
-        it is for
-        P^-½ (H + λ) P^-½.
+        Without a preconditioner this is for the Hessian of the loss alone, so coupled decay is taken off; with one it
+        is for P^-½ (H + λ) P^-½.
         """
         if self.weight == 0.0:
             return math.inf

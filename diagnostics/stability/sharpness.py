@@ -2,12 +2,9 @@
 
 Gradient descent follows the loss down only where curvature stays below a threshold set by its step (2/η for plain
 gradient descent). Full-batch training tends to drive curvature up to that threshold and to hover there: the edge of
-stability. The ratio of
-curvature to threshold is the one number that can be read without knowing the optimizer: below 1 steps contract, at
-1 they
-oscillate, above 1 they grow. It is the largest eigenvalue of D^½ (H + Λ) D^½, with D the per-coordinate step sizes
-divided by
-2 − ηλ_d and multiplied by F(−1) (see ``rules``).
+stability. The ratio of curvature to threshold is the one number that can be read without knowing the optimizer: below
+1 steps contract, at 1 they oscillate, above 1 they grow. It is the largest eigenvalue of D^½ (H + Λ) D^½, with D the
+per-coordinate step sizes divided by 2 − ηλ_d and multiplied by F(−1) (see ``rules``).
 
 Source: Cohen et al., arXiv 2103.00065 (gradient descent), arXiv 2207.14484 (Adam).
 """
@@ -34,13 +31,12 @@ class Stability:
     Attributes:
         ratio: curvature over threshold; 1 is the edge for every optimizer.
         curvature: λmax of the Hessian (SGD) or of the preconditioned Hessian (Adam, AdamW, RMSprop); equal to
-        ``ratio`` when
-            parameter groups differ, for then no one scale is common to them.
+            ``ratio`` when parameter groups differ, for then no one scale is common to them.
         threshold: the curvature at the edge; 1 when groups differ; infinite at a zero learning rate.
         rule: which formula, e.g. ``"adamw: (1+β1)(2−ηλ)/((1−β1)η)"``.
         preconditioned: whether ``curvature`` is of the preconditioned Hessian.
         converged: whether the eigenvalue met its tolerance.
-        vector: (P, 1), the top eigenvector in the scaled coordinates; a warm start for the next call.
+        restart: (P,), in the scaled coordinates: a warm start for the next call.
         matvecs: Hessian-vector products used.
         note: what the number does not cover; empty when nothing.
     """
@@ -51,7 +47,7 @@ class Stability:
     rule: str
     preconditioned: bool
     converged: bool
-    vector: Tensor
+    restart: Tensor
     matvecs: int
     note: str
 
@@ -76,7 +72,7 @@ def stability(
         optimizer: the live torch optimizer: SGD (momentum, dampening, Nesterov, decay), Adam, AdamW or RMSprop.
         hessian: one already made for this objective, to share its graph.
         tol: relative residual of the eigenvalue.
-        start: the ``vector`` of an earlier call, for a warm start.
+        start: the ``restart`` of an earlier call, for a warm start.
         seed: of the random start.
 
     Raises:
@@ -112,7 +108,7 @@ def stability(
         rule=text,
         preconditioned=rule is None or rule.denominator is not None,
         converged=pairs.converged,
-        vector=pairs.vectors,
+        restart=pairs.restart,
         matvecs=pairs.matvecs,
         note=scaled.note,
     )
@@ -132,7 +128,7 @@ def sharpness(
         objective: the loss to measure.
         hessian: one already made for this objective, to share its graph.
         tol: relative residual.
-        start: (P, 1), a former top eigenvector.
+        start: (P,), the ``restart`` of former pairs.
         seed: of the random start.
 
     Example:

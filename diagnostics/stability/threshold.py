@@ -59,8 +59,7 @@ def threshold(optimizer: Optimizer) -> Threshold:
     """The largest curvature each parameter group's step can follow without growing.
 
     For SGD the curvature is that of the Hessian; for Adam, AdamW and RMSprop that of P^-½ H P^-½ with P the
-    optimizer's
-    present preconditioner. Read anew from the learning rates as they are now.
+    optimizer's present preconditioner. Read anew from the learning rates as they are now.
 
     Raises:
         DiagnosticsError: the optimizer is not one whose step is understood.

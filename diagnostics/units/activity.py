@@ -1,13 +1,12 @@
 """Which units still do something: dormant, dead, saturated and linearised units are four numbers, not one.
 
 * dormant: E|h_i| is at most τ times the layer's mean (Sokar et al., arXiv 2302.12902). Relative: a dormant unit may
-still fire.
+  still fire.
 * dead: flat (|φ'| < 10⁻³) with no output on every sample; no gradient can reach its weights.
 * saturated: flat (|φ'| below 3 % of its working slope, |z| ≈ 2.5 for tanh) with an output, on at least 95 % of
-samples.
+  samples.
 * linearised: φ' within 1 % of its working slope on at least 99 % of samples; alive, but the layer could be merged
-away
-  (Lyle et al., arXiv 2402.18762).
+  away (Lyle et al., arXiv 2402.18762).
 
 All are read from post-activations and slopes, per channel for convolutions and per feature for tokens.
 """
@@ -21,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_map
 
 from diagnostics.errors import DiagnosticsError
 from diagnostics.objective import Objective
@@ -66,9 +67,7 @@ class LayerActivity:
 
     @property
     def firing_bound(self) -> float:
-        """With 95 % confidence, a unit called dead works on less than this share of inputs (Clopper-Pearson, 0 of
-        n).
-        """
+        """With 95 % confidence, a unit called dead works on less than this share of inputs (Clopper-Pearson, 0 of n)."""
         return float(1.0 - 0.05 ** (1.0 / self.samples))
 
 
@@ -138,12 +137,16 @@ def unit_activity(model: nn.Module, batch: Any, tau: float = 0.025) -> UnitActiv
 
 
 def _run(model: nn.Module, batch: Any) -> None:
+    # Copies: a model may begin with an in-place operation, and may count its calls in a buffer.
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    batch = dict(batch) if isinstance(batch, Mapping) else batch
+    batch = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
     if isinstance(batch, Mapping):
-        model(**batch)
+        functional_call(model, buffers, (), dict(batch))
     elif isinstance(batch, Tensor):
-        model(batch)
+        functional_call(model, buffers, (batch,))
     elif isinstance(batch, Sequence) and len(batch) == 2:
-        model(batch[0])
+        functional_call(model, buffers, (batch[0],))
     else:
         raise DiagnosticsError(
             "batch cannot be run",

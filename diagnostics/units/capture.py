@@ -1,10 +1,8 @@
 """What goes into and comes out of every non-linearity, in one eager forward pass.
 
 A ``TorchFunctionMode`` sees ``nn.ReLU``, ``F.relu``, ``torch.tanh`` and ``x.relu()`` alike, since modules call the
-functions. Module
-hooks, registered for this one pass and removed after it, only tell where we are. Which axis holds the units is read
-from the
-operation before: after a convolution they are axis 1, after anything else the last.
+functions. Module hooks, registered for this one pass and removed after it, only tell where we are. Which axis holds
+the units is read from the operation before: after a convolution they are axis 1, after anything else the last.
 
 Pre-activation is not enough: on it, a ReLU unit that never fires can look like the most alive one.
 """
@@ -22,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from diagnostics.units.nonlinearities import NONLINEARITY, WRITTEN_OUT, Nonlinearity
+from diagnostics.units.nonlinearities import WRITTEN_OUT, Nonlinearity, family_of
 
 _CHANNELS_SECOND = {
     F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
@@ -32,6 +30,7 @@ _CHANNELS_SECOND = {
 _CHANNELS_LAST = {
     F.linear, F.bilinear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.addmm, torch.mm, torch.bmm,
     torch.einsum, F.layer_norm, F.rms_norm, F.embedding, F.scaled_dot_product_attention,
+    F.multi_head_attention_forward, torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu,
 }  # fmt: skip
 
 
@@ -107,7 +106,7 @@ class _Watch(TorchFunctionMode):
             self.axis = 1
         elif func in _CHANNELS_LAST:
             self.axis = -1
-        family = NONLINEARITY.get(func)
+        family = family_of(func, args, kwargs)
         operand = args[0] if args else kwargs.get("input")
         # Outside every module is the loss, whose functions are not units.
         if (
@@ -122,7 +121,8 @@ class _Watch(TorchFunctionMode):
         z = operand.detach().clone()
         result = func(*args, **kwargs)
         rest = args[1:]
-        kwargs.pop("input", None)
+        for name in ("input", "out"):
+            kwargs.pop(name, None)
         self._hand_over(self._place(family), family, lambda x: func(x, *rest, **kwargs), z, result)
         return result
 

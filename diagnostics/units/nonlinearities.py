@@ -1,13 +1,12 @@
 """The non-linearities we know, and what their slope says about a unit.
 
-A unit's health is read from φ'(z), the slope where it works: zero slope passes no gradient, the same slope
-everywhere makes
-the unit a linear map. For that each family needs the slope it has where it is "on".
+A unit's health is read from φ'(z), the slope where it works: zero slope passes no gradient, the same slope everywhere
+makes the unit a linear map. For that each family needs the slope it has where it is "on".
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +60,23 @@ NONLINEARITY: dict[Callable[..., Any], Nonlinearity] = {
     function: family for family, functions in _FAMILIES.items() for function in functions
 }
 """The family of each torch function that is one."""
+
+_RELU6 = Nonlinearity("relu6")
+
+
+def family_of(
+    function: Callable[..., Any], arguments: tuple[Any, ...], named: Mapping[str, Any]
+) -> Nonlinearity | None:
+    """The family of a call, or None when it is no non-linearity that we know.
+
+    ``nn.ReLU6`` calls ``hardtanh`` between 0 and 6: what lies flat on its left is silent, so dead and not saturated.
+    """
+    family = NONLINEARITY.get(function)
+    if family is not None and family.name == "hardtanh":
+        lowest = arguments[1] if len(arguments) > 1 else named.get("min_val", -1.0)
+        return _RELU6 if lowest == 0 else family
+    return family
+
 
 WRITTEN_OUT: dict[str, Nonlinearity] = {
     name: Nonlinearity(family)

@@ -1,8 +1,8 @@
 """The zip archive that torch.save writes: its table of contents and its pickle, read without torch.
 
 torch.save stores every record uncompressed, in one folder: `name/data.pkl` is the pickle, `name/data/0` the bytes of
-the first storage. A compressed record is therefore not from torch, cannot be memory mapped, and may unfold to far more
-than the file's size; a record named twice means that two readers may see two files. Both are refused.
+the first storage. A compressed record is therefore not from torch, cannot be memory mapped, and may unfold to far
+more than the file's size; a record named twice means that two readers may see two files. Both are refused.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a checkpoint claims against what it holds.
 
 The pickle in a torch.save file says how long each storage is. Torch believes it: a claim larger than the record reads
-the bytes behind it, or allocates whatever number the file names. So claims are compared with the file before torch sees
-them, and the shapes of the loaded tensors with their storages after.
+the bytes behind it, or allocates whatever number the file names. So claims are compared with the file before torch
+sees them, and the shapes of the loaded tensors with their storages after.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a checkpoint holds: which of its entries is the model, which the optimizer, and how far the run had come.
 
-PyTorch prescribes no layout, so every training script has its own. The model is looked for in this order: an entry with
-a usual name (`model`, `state_dict`, ...), the checkpoint itself when it maps names to tensors, and last any other
-entries that do.
+PyTorch prescribes no layout, so every training script has its own. The model is looked for in this order: an entry
+with a usual name (`model`, `state_dict`, ...), the checkpoint itself when it maps names to tensors, and last any
+other entries that do.
 """
 
 from __future__ import annotations

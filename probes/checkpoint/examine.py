@@ -84,12 +84,13 @@ def _probes(only: Collection[str] | None) -> list[Probe]:
 
 def _measure(probe: Probe, objective: Objective, optimizer: Optimizer | None, step: int) -> Iterable[Record]:
     moment = Moment(step, objective.model, optimizer, objective)
+    readings: list[Reading] = []
     try:
-        readings = list(probe.measure(moment))
-    # The user's model may raise anything; the other probes can still speak.
+        readings.extend(probe.measure(moment))
+    # The user's model may raise anything; the other probes can still speak, and this one as far as it came.
     except Exception as problem:  # noqa: BLE001
         reason = f"{type(problem).__name__}: {problem}"
-        readings = [Reading("measurement", None, status="failed", note=reason)]
+        readings.append(Reading("measurement", None, status="failed", note=reason))
     return [to_record(probe.name, step, reading) for reading in readings]
 
 

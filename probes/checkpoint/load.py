@@ -45,8 +45,8 @@ _PROGRAMS = {
 def load_checkpoint(path: str | Path, *, trust: bool = False, allow: Sequence[str] = ()) -> Checkpoint:
     """Open a checkpoint on the CPU and find the model, the optimizer and the step in it.
 
-    A torch.save archive is memory mapped: its tensors are read when they are used, so it must not be overwritten while
-    they are.
+    A torch.save archive is memory mapped: its tensors are read when they are used, so it must not be overwritten
+    while they are.
 
     Args:
         path: a file from torch.save, with or without zip, or a safetensors file, whatever it is called.

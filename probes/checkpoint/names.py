@@ -1,7 +1,7 @@
 """Parameter names without the marks that wrappers leave on them.
 
-DistributedDataParallel puts `module.` before every name. torch.compile, FSDP and activation checkpointing put a segment
-wherever a wrapped module stands. A name without them is the name in the user's model.
+DistributedDataParallel puts `module.` before every name. torch.compile, FSDP and activation checkpointing put a
+segment wherever a wrapped module stands. A name without them is the name in the user's model.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ _SEGMENTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 def unwrapped(parameters: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Take wrapper marks off the names.
 
-    `module.` is taken off only when every name carries it, since a model may well have an attribute `module`; the other
-    marks are no names a person chooses and go wherever they stand.
+    `module.` is taken off only when every name carries it, since a model may well have an attribute `module`; the
+    other marks are no names a person chooses and go wherever they stand.
 
     Args:
         parameters: tensors by the names in the checkpoint.
 
     Returns:
         tensors by the names in the model, and a note for each kind of mark that was taken off. When two names would
-        become one, all are left as they are and the note says so.
+            become one, all are left as they are and the note says so.
 
     >>> import torch
     >>> unwrapped({"module._orig_mod.weight": torch.ones(1)})

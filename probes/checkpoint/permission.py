@@ -20,8 +20,8 @@ from probes.checkpoint.scan import Name
 def unsafe_names(names: Iterable[Name]) -> tuple[str, ...]:
     """Return those of `names` that `torch.load(weights_only=True)` would refuse, sorted.
 
-    Torch answers that question only for a file, and only for the zip format and the oldest pickle instructions. So the
-    names are put into such a file, in memory, whatever file they came from.
+    Torch answers that question only for a file, and only for the zip format and the oldest pickle instructions. So
+    the names are put into such a file, in memory, whatever file they came from.
 
     Args:
         names: what a pickle imports.
@@ -47,8 +47,8 @@ def unsafe_names(names: Iterable[Name]) -> tuple[str, ...]:
 def imported(names: Sequence[str]) -> list[tuple[Callable[..., Any], str]]:
     """Import each dotted name and pair it with that name, as `torch.serialization.safe_globals` takes it.
 
-    The pairing matters: `numpy.core.multiarray.scalar` in a file is found by the name in the file, even when the object
-    has since moved.
+    The pairing matters: `numpy.core.multiarray.scalar` in a file is found by the name in the file, even when the
+    object has since moved.
 
     Args:
         names: dotted names, such as `argparse.Namespace`.

@@ -2,9 +2,9 @@
 
 A pickle is a program for a stack machine. This runs that machine on symbols: strings, whole numbers, tuples and names
 are followed, everything else is one opaque value, and nothing is ever imported, called or allocated. It answers two
-questions before the file gets to answer them itself: which names does the file import, and how large does it claim its
-tensors to be. The stack is followed, rather than names searched for, because since protocol 4 a name is taken from the
-stack (STACK_GLOBAL), and a hostile file puts it there in pieces.
+questions before the file gets to answer them itself: which names does the file import, and how large does it claim
+its tensors to be. The stack is followed, rather than names searched for, because since protocol 4 a name is taken
+from the stack (STACK_GLOBAL), and a hostile file puts it there in pieces.
 """
 
 from __future__ import annotations

@@ -80,8 +80,8 @@ def foreign(head: bytes) -> tuple[str, str]:
 
 
 def _is_onnx(head: bytes) -> bool:
-    # ModelProto has no magic: its first two fields are ir_version (a small varint) and producer_name (a string) in all
-    # exporters we know of.
+    # ModelProto has no magic: its first two fields are ir_version (a small varint) and producer_name (a string) in
+    # all exporters we know of.
     return len(head) > 4 and head[0] == 0x08 and 1 <= head[1] <= 32 and head[2] == 0x12
 
 

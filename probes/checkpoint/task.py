@@ -5,18 +5,26 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import sysconfig
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
+import diagnostics
 from diagnostics import DiagnosticsError, Objective
 
 DEFAULT_NAME = "build"
+
+_NOT_THEIRS = (
+    *(Path(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib", "purelib", "platlib")),
+    Path(diagnostics.__file__).parent,
+    Path(__file__).parents[1],
+)
 
 
 def build_task(
@@ -32,32 +40,68 @@ def build_task(
     Raises:
         DiagnosticsError: it cannot be found, fails, or returns something else.
     """
-    build = _find(task)
-    try:
-        with nullcontext() if device is None else torch.device(device):
-            built = build(dict(checkpoint))
-    # The user's code may raise anything; what helps is where in their file.
-    except Exception as problem:
-        raise DiagnosticsError(f"task {task!r}: build(checkpoint) failed", given=_where(problem)) from problem
+    place, name = _split(task)
+    where = nullcontext() if device is None else _device(device)
+    with _importable(place):
+        build = _find(task, place, name)
+        try:
+            with where:
+                built = build(dict(checkpoint))
+        # The user's code may raise anything, exits included; what helps is where in their file.
+        except (Exception, SystemExit) as problem:
+            raise DiagnosticsError(f"task {task!r}: {name}(checkpoint) failed", given=_where(problem)) from problem
     objective, optimizer = built if isinstance(built, tuple) and len(built) == 2 else (built, None)
     if not isinstance(objective, Objective) or not isinstance(optimizer, Optimizer | None):
+        parts = ", ".join(type(part).__name__ for part in built) if isinstance(built, tuple) else ""
         raise DiagnosticsError(
-            f"task {task!r}: build(checkpoint) returned something else",
-            given=type(built).__name__,
+            f"task {task!r}: {name}(checkpoint) returned something else",
+            given=f"a tuple of ({parts})" if parts else type(built).__name__,
             expected="an Objective, or (Objective, torch optimizer)",
         )
     return objective, optimizer
 
 
-def _find(task: str) -> Callable[[dict[str, Any]], Any]:
-    place, _, name = task.partition(":") if task[1:3] != ":\\" else (task, "", "")
-    name = name or DEFAULT_NAME
+def _split(task: str) -> tuple[str, str]:
+    """File or module, and the function's name."""
+    if task.endswith(".py") or ":" not in task:
+        return task, DEFAULT_NAME
+    place, _, name = task.rpartition(":")
+    return place, name or DEFAULT_NAME
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError as problem:
+        raise DiagnosticsError(
+            "device is unknown", given=repr(name), expected="a torch device such as cpu or cuda:0"
+        ) from problem
+
+
+@contextmanager
+def _importable(place: str) -> Iterator[None]:
+    """What the task may import, for the while: a file its neighbours, as a script could; a module what is here."""
+    is_file = place.endswith(".py")
+    folder = str(Path(place).resolve().parent if is_file else Path.cwd())
+    if not is_file and folder in sys.path:
+        yield
+        return
+    sys.path.insert(0 if is_file else len(sys.path), folder)
+    try:
+        yield
+    finally:
+        # The task may have tidied up itself.
+        with suppress(ValueError):
+            sys.path.remove(folder)
+
+
+def _find(task: str, place: str, name: str) -> Callable[[dict[str, Any]], Any]:
     try:
         module = _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except DiagnosticsError:
+    except _NoFileError:
         raise
     # Importing runs the user's file.
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         raise DiagnosticsError(f"task {task!r} cannot be imported", given=_where(problem)) from problem
     build = getattr(module, name, None)
     if not callable(build):
@@ -68,29 +112,36 @@ def _find(task: str) -> Callable[[dict[str, Any]], Any]:
     return build  # type: ignore[no-any-return]
 
 
+class _NoFileError(DiagnosticsError):
+    """The task's file is missing; apart from what the file itself may raise."""
+
+
 def _from_file(path: Path) -> Any:
     if not path.is_file():
-        raise DiagnosticsError(
+        raise _NoFileError(
             f"task file {str(path)!r} does not exist", expected="a Python file that defines build(checkpoint)"
         )
     specification = importlib.util.spec_from_file_location(f"diagnose_task_{path.stem}", path)
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
-    # A task file may import its neighbours, as a script could.
-    sys.path.insert(0, str(path.resolve().parent))
-    try:
-        sys.modules[specification.name] = module
-        specification.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(path.resolve().parent))
+    sys.modules[specification.name] = module
+    specification.loader.exec_module(module)
     return module
 
 
-def _where(problem: Exception) -> str:
-    """The error in one line, with the last line of code that is not a library's."""
+def _where(problem: BaseException) -> str:
+    """The error in one line, with the last line of code that is the user's, not a library's."""
     frames = traceback.extract_tb(problem.__traceback__)
-    theirs = [frame for frame in frames if "site-packages" not in frame.filename and frame.filename != __file__]
-    place = f" ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno})" if theirs else ""
+    theirs = [frame for frame in frames if _is_theirs(frame.filename)]
+    # A syntax error says itself where it is.
+    named = theirs and not isinstance(problem, SyntaxError)
+    place = f" ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno})" if named else ""
     text = " ".join(str(problem).split())
     return f"{type(problem).__name__}: {text[:300]}{place}"
+
+
+def _is_theirs(filename: str) -> bool:
+    if filename.startswith("<") or {"site-packages", "dist-packages"} & set(Path(filename).parts):
+        return False
+    return not any(Path(filename).is_relative_to(folder) for folder in _NOT_THEIRS)

@@ -1,8 +1,8 @@
 """What can be said of weights from their values alone: are they finite, how many are zero, how large are they.
 
 Everything is accumulated in float64 over pieces of 262 144 elements, so a checkpoint larger than memory can be
-surveyed and the temporaries stay at a few megabytes. Each piece is divided by its largest value before squaring and the
-pieces are joined with `hypot`, so neither 1e200 nor 1e-200 in a float64 tensor ruins its norm.
+surveyed and the temporaries stay at a few megabytes. Each piece is divided by its largest value before squaring and
+the pieces are joined with `hypot`, so neither 1e200 nor 1e-200 in a float64 tensor ruins its norm.
 """
 
 from __future__ import annotations

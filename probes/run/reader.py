@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -102,9 +103,11 @@ class Run:
         return [layer for one, other, layer in self._groups if (one, other) == (probe, name) and layer is not None]
 
     def last(self, probe: str, name: str, layer: str | None = None) -> Record | None:
-        """The latest good record of a quantity."""
-        good = [record for record in self._groups.get((probe, name, layer), []) if record.status == "ok"]
-        return max(good, key=lambda record: record.step, default=None)
+        """The latest record of a quantity that holds a finite value."""
+        everything = self._groups.get((probe, name, layer), [])
+        good = [record for record in everything if record.status == "ok" and math.isfinite(_number(record.value))]
+        # Of two at one step the one written later, as in a series.
+        return max(reversed(good), key=lambda record: record.step, default=None)
 
     @property
     def steps(self) -> int:

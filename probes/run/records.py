@@ -1,8 +1,7 @@
 """One measurement as one line: the fixed schema of ``records.jsonl``.
 
-Every line has the same ten keys, so pandas, polars and duckdb read the file as it is. JSON knows no NaN: a value
-that is not finite is
-null, and its note says what it was.
+Every line has the same ten keys, so pandas, polars and duckdb read the file as it is. JSON knows no NaN: a value that
+is not finite is null, and its note says what it was.
 """
 
 from __future__ import annotations
@@ -66,8 +65,14 @@ def parse(line: str) -> Record:
     if not isinstance(content, dict) or not {"step", "probe", "name"} <= content.keys():
         raise ValueError("not a record")
     record = Record(**{key: content[key] for key in _KEYS if key in content})
-    numbers = (record.step, record.time, record.value or 0.0, record.error or 0.0)
-    if record.status not in get_args(Status) or not all(isinstance(number, int | float) for number in numbers):
+    numbers = [number for number in (record.value, record.error) if number is not None]
+    texts = [text for text in (record.layer, record.note, record.array) if text is not None]
+    if (
+        record.status not in get_args(Status)
+        or not isinstance(record.step, int)
+        or not all(isinstance(number, int | float) for number in (record.time, *numbers))
+        or not all(isinstance(text, str) for text in (record.probe, record.name, *texts))
+    ):
         raise ValueError("not a record")
     return record
 

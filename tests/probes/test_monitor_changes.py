@@ -1,0 +1,132 @@
+"""A model or optimizer that changes under a running Monitor: a right number, or none, and never a stale one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from diagnostics import Objective, sharpness, stability
+from probes import Monitor, Run
+from tests.probes.toy import Toy, cross_entropy
+
+
+@pytest.mark.parametrize("width", [4, 9])
+def test_a_replaced_layer_is_noticed_and_not_measured_by_its_old_weights(width: int, folder: Path) -> None:
+    toy = Toy()
+    with Monitor(toy.model, toy.optimizer, toy.objective, out=folder, every=1, budget=None) as monitor:
+        toy.step()
+        toy.model[0], toy.model[2] = nn.Linear(3, width), nn.Linear(width, 2)
+        toy.optimizer.add_param_group({"params": [*toy.model[0].parameters(), *toy.model[2].parameters()]})
+        toy.train(2)
+    assert monitor.step == 3
+    run = Run.open(folder)
+    assert run.series("sharpness", "loss").steps.tolist() == [0, 1]
+    late = [record for record in run.records if record.step > 1 and record.probe != "monitor"]
+    assert {record.status for record in late} == {"skipped"}
+    assert {record.note.partition(",")[0] for record in late} == {
+        "parameters of the model were replaced after the objective was built"
+    }
+
+
+def test_a_layer_put_back_is_measured_again(folder: Path) -> None:
+    """Evaluation with averaged weights swaps modules for a while."""
+    toy = Toy()
+    with Monitor(toy.model, toy.optimizer, toy.objective, out=folder, every=1, budget=None):
+        kept, toy.model[0] = toy.model[0], nn.Linear(3, 4)
+        for _ in range(4):
+            toy.step()
+        toy.model[0] = kept
+        toy.step()
+    assert Run.open(folder).series("sharpness", "loss").steps.tolist() == [0, 5]
+
+
+def test_weights_loaded_in_place_are_the_ones_measured(folder: Path) -> None:
+    toy, other = Toy(), Toy()
+    other.train(20)
+    with Monitor(toy.model, toy.optimizer, toy.objective, out=folder, every=10, budget=None):
+        toy.model.load_state_dict(other.model.state_dict())
+    # Nothing was stepped, so the last state is the first one: measured once, before the loading.
+    assert Run.open(folder).series("sharpness", "loss").steps.tolist() == [0]
+    with Monitor(toy.model, toy.optimizer, toy.objective, out=folder, every=10, resume=20):
+        pass
+    assert Run.open(folder).last("sharpness", "loss").value == pytest.approx(other.objective.loss())
+
+
+def test_layers_frozen_and_unfrozen_on_the_way(folder: Path) -> None:
+    """What the optimizer trains beyond the objective is said to be missing."""
+    toy = Toy()
+    toy.model[0].requires_grad_(False)
+    objective = Objective(toy.model, cross_entropy, (toy.x, toy.y))
+    with Monitor(toy.model, toy.optimizer, objective, out=folder, every=1, budget=None):
+        toy.step()
+        toy.model[0].requires_grad_(True)
+        toy.step()
+        toy.model[2].requires_grad_(False)
+        toy.step()
+    run = Run.open(folder)
+    assert {record.status for record in run.records} == {"ok"}
+    notes = {record.step: record.note for record in run.records if record.name == "ratio"}
+    assert "lower bound" not in notes[1]
+    assert "2 of the optimizer's 4 trainable parameters are not in the objective: a lower bound" in notes[2]
+    assert "lower bound" in notes[3]
+    assert [tensor.requires_grad for tensor in toy.model.parameters()] == [True, True, False, False]
+    moved = {name: run.series("learning_rate", "relative_update", name).steps.tolist() for name in ("0.bias", "2.bias")}
+    assert moved == {"0.bias": [2, 3], "2.bias": [1, 2]}
+
+
+def test_a_parameter_group_and_a_rate_changed_on_the_way_count_at_once(folder: Path) -> None:
+    toy = Toy()
+    first, last = toy.model[0], toy.model[2]
+    optimizer = torch.optim.SGD(last.parameters(), lr=0.1)
+    ratios = []
+    with Monitor(toy.model, optimizer, toy.objective, out=folder, every=1, budget=None):
+        for change in (
+            lambda: None,
+            lambda: optimizer.add_param_group({"params": list(first.parameters()), "lr": 0.2}),
+            lambda: optimizer.param_groups[0].update(lr=0.4),
+        ):
+            change()
+            optimizer.step()
+            ratios.append(float(stability(toy.objective, optimizer, tol=1e-6).ratio))
+    measured = Run.open(folder).series("sharpness", "ratio")
+    assert len(set(ratios)) == 3
+    assert measured.values[1:] == pytest.approx(ratios, rel=0.01)
+
+
+def test_a_model_cast_to_another_dtype_fails_its_probes_and_trains_on(folder: Path) -> None:
+    """The Objective's batches and flat vectors have the dtype of before."""
+    toy = Toy()
+    with Monitor(toy.model, toy.optimizer, toy.objective, out=folder, every=1, budget=None) as monitor:
+        toy.step()
+        toy.model.double()
+        toy.x = toy.x.double()
+        toy.train(5)
+    assert monitor.step == 6
+    run = Run.open(folder)
+    failed = [record for record in run.records if record.status == "failed"]
+    assert {record.probe for record in failed} == {"sharpness", "learning_rate", "units"}
+    assert all("dtype" in record.note for record in failed)
+    assert run.series("sharpness", "loss").steps.tolist() == [0, 1]
+
+
+def test_batches_of_another_dtype_than_the_model(folder: Path) -> None:
+    toy = Toy()
+    half = Objective(toy.model, cross_entropy, (toy.x.half(), toy.y))
+    with Monitor(toy.model, toy.optimizer, half, out=folder, every=1) as monitor:
+        toy.train(4)
+    assert monitor.step == 4
+    assert {r.status for r in Run.open(folder).records if r.probe == "sharpness"} == {"failed"}
+
+
+def test_a_float64_model_is_measured_in_float64(folder: Path) -> None:
+    toy = Toy()
+    toy.model.double()
+    objective = Objective(toy.model, cross_entropy, (toy.x.double(), toy.y))
+    with Monitor(toy.model, toy.optimizer, objective, out=folder, every=1, budget=None):
+        pass
+    ratio = Run.open(folder).last("sharpness", "sharpness")
+    assert "float64" in ratio.note
+    assert ratio.value == pytest.approx(float(sharpness(objective, tol=1e-6)[0]), rel=0.01)
