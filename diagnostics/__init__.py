@@ -1,7 +1,7 @@
 """The mathematics: what is true of a model at one moment."""
 
-from diagnostics.curvature.lanczos import Eigenpairs as Eigenpairs
-from diagnostics.curvature.lanczos import top_eigenpairs as top_eigenpairs
+from diagnostics.curvature.eigenpairs import Eigenpairs as Eigenpairs
+from diagnostics.curvature.eigenpairs import top_eigenpairs as top_eigenpairs
 from diagnostics.curvature.operators import Hessian as Hessian
 from diagnostics.curvature.operators import Preconditioned as Preconditioned
 from diagnostics.errors import DiagnosticsError as DiagnosticsError

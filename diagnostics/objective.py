@@ -8,15 +8,15 @@ and ragged batches are averaged as the whole would be.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
+from diagnostics.batches import describe, draw, is_pair_of_tensors, keep
 from diagnostics.errors import DiagnosticsError
 from diagnostics.loss_terms import huggingface_terms, leading_dimension, pair_terms
 from diagnostics.parameters import ParameterSpace, Selection, unwrap
@@ -74,12 +74,12 @@ class Objective:
             inputs, targets = batch
             return loss(module(inputs), targets)
 
-        drawn = _draw([batches] if _is_pair_of_tensors(batches) else batches, limit)
+        drawn = draw([batches] if is_pair_of_tensors(batches) else batches, limit)
         for index, batch in enumerate(drawn):
             if not (isinstance(batch, Sequence) and len(batch) == 2):
                 raise DiagnosticsError(
                     f"batches[{index}] is not an (inputs, targets) pair",
-                    given=_describe(batch),
+                    given=describe(batch),
                     expected="a pair, as a DataLoader over (inputs, targets) yields",
                     attempt="Objective.from_loss(model, loss_fn, batches) for batches of any form",
                 )
@@ -115,7 +115,7 @@ class Objective:
             (4.0, 3.0)
         """
         self = cls.__new__(cls)
-        self._set_up(model, loss_fn, _draw(batches, limit), terms, params, mode)
+        self._set_up(model, loss_fn, draw(batches, limit), terms, params, mode)
         return self
 
     @classmethod
@@ -137,15 +137,15 @@ class Objective:
             loss = module(**batch).loss
             if loss is None:
                 raise DiagnosticsError(
-                    "the model returned no loss", given=_describe(batch), expected="a batch with 'labels'"
+                    "the model returned no loss", given=describe(batch), expected="a batch with 'labels'"
                 )
             return loss  # type: ignore[no-any-return]
 
-        drawn = _draw([batches] if isinstance(batches, Mapping) else batches, limit)
+        drawn = draw([batches] if isinstance(batches, Mapping) else batches, limit)
         for index, batch in enumerate(drawn):
             if not isinstance(batch, Mapping):
                 raise DiagnosticsError(
-                    f"batches[{index}] is not a mapping", given=_describe(batch), expected="a dict for model(**batch)"
+                    f"batches[{index}] is not a mapping", given=describe(batch), expected="a dict for model(**batch)"
                 )
         self = cls.__new__(cls)
         plain = unwrap(model)
@@ -168,7 +168,7 @@ class Objective:
         self.model = unwrap(model)
         self.mode: Mode = mode
         self.space = ParameterSpace(self.model, params)
-        self.batches: tuple[Batch, ...] = tuple(_keep(batch, self.space.device) for batch in drawn)
+        self.batches: tuple[Batch, ...] = tuple(keep(batch, self.space.device) for batch in drawn)
         self.terms: tuple[float, ...] = tuple(float(terms(batch)) for batch in self.batches)
         total = sum(self.terms)
         if not (total > 0 and math.isfinite(total)):
@@ -210,7 +210,7 @@ class Objective:
         if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point()):
             raise DiagnosticsError(
                 "the loss is not a scalar",
-                given=_describe(loss),
+                given=describe(loss),
                 expected="one floating-point number per batch",
                 attempt="reduction='mean' in the loss",
             )
@@ -307,64 +307,6 @@ class _Stage(nn.Module):
         return action()
 
 
-def _is_pair_of_tensors(batches: Any) -> bool:
-    return isinstance(batches, tuple | list) and len(batches) == 2 and all(isinstance(part, Tensor) for part in batches)
-
-
-def _draw(batches: Any, limit: int | None) -> list[Batch]:
-    """Take the batches; a DataLoader's iterator consumes global randomness, so states are set aside."""
-    if limit is not None and limit < 1:
-        raise DiagnosticsError("limit is too small", given=str(limit), expected="at least 1, or None for all batches")
-    if isinstance(batches, Tensor | str | Mapping) or not isinstance(batches, Iterable):
-        raise DiagnosticsError(
-            "batches is not an iterable of batches",
-            given=_describe(batches),
-            expected="a list of batches, a DataLoader, or one (inputs, targets) pair",
-        )
-    drawn: list[Batch] = []
-    with quiet(nn.Module()), _own_generators_kept(batches):
-        for batch in batches:
-            # Hugging Face hands out mappings of its own kind, which tree_map would take for a leaf.
-            drawn.append(dict(batch) if isinstance(batch, Mapping) else batch)
-            if len(drawn) == limit:
-                break
-    if not drawn:
-        raise DiagnosticsError("batches is empty", expected="at least one batch", attempt="a DataLoader that yields")
-    return drawn
-
-
-@contextmanager
-def _own_generators_kept(loader: Any) -> Iterator[None]:
-    """A DataLoader may shuffle by a generator of its own: the order of the training to come must not move."""
-    holders = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
-    generators = [getattr(holder, "generator", None) for holder in holders]
-    before = [(own, own.get_state()) for own in generators if isinstance(own, torch.Generator)]
-    try:
-        yield
-    finally:
-        for own, state in before:
-            own.set_state(state)
-
-
 def _plain(tensor: Tensor) -> Tensor:
     """The tensor as a constant; one made under inference mode cannot take part in autograd and is copied."""
     return tensor.clone() if tensor.is_inference() else tensor.detach()
-
-
-def _keep(batch: Batch, device: torch.device) -> Batch:
-    def copy(leaf: Any) -> Any:
-        return leaf.detach().to(device, copy=True) if isinstance(leaf, Tensor) else leaf
-
-    with torch.inference_mode(False):
-        return tree_map(copy, batch)
-
-
-def _describe(thing: Any) -> str:
-    if isinstance(thing, Tensor):
-        return f"a tensor of shape {tuple(thing.shape)}"
-    if isinstance(thing, Mapping):
-        return "a mapping with keys " + ", ".join(map(str, list(thing)[:6]))
-    if isinstance(thing, tuple | list):
-        kinds = ", ".join(type(leaf).__name__ for leaf in tree_leaves(thing)[:4])
-        return f"a {type(thing).__name__} of {len(thing)} ({kinds})"
-    return type(thing).__name__

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.optim import Optimizer
 
-from diagnostics.curvature.lanczos import Eigenpairs, top_eigenpairs
+from diagnostics.curvature.eigenpairs import Eigenpairs, top_eigenpairs
 from diagnostics.curvature.operators import Hessian, Preconditioned
 from diagnostics.estimate import Estimate
 from diagnostics.objective import Objective

@@ -67,7 +67,7 @@ class LayerActivity:
 
     @property
     def firing_bound(self) -> float:
-        """With 95 % confidence, a unit called dead works on less than this share of inputs (Clopper-Pearson, 0 of n)."""
+        """With 95 % confidence a unit called dead works on less than this share of inputs (Clopper-Pearson)."""
         return float(1.0 - 0.05 ** (1.0 / self.samples))
 
 
