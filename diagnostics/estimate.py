@@ -62,22 +62,25 @@ def exact(value: float, how: str) -> Estimate:
 def format_value(value: float, error: float | None = None) -> str:
     """Text for ``value ± error``, the error to one digit and the value to the same place.
 
+    Five digits are as many as anyone can use: smaller errors are rounded up to the last of them.
+
     Example:
         >>> format_value(0.0123456), format_value(1234.567, 31.0), format_value(float("nan"))
         ('0.01235', '1230 ± 30', 'undetermined')
+        >>> format_value(1.04208213, 1e-6)
+        '1.0421 ± 0.0001'
     """
     if not math.isfinite(value):
         return "undetermined"
     if error is None or not math.isfinite(error) or error <= 0.0:
         return f"{value:.4g}"
+    size = math.floor(math.log10(abs(value))) if value else -math.inf
+    if value:
+        error = max(error, 10.0 ** (size - 4))
     place = math.floor(math.log10(error))
-    shown_error = round(error, -place)
     if abs(value) < 1e-4 or abs(value) >= 1e7:
-        digits = max(0, math.floor(math.log10(abs(value))) - place) if value else 0
-        return f"{value:.{min(digits, 6)}e} ± {error:.0e}"
+        digits = max(0, int(size) - place) if value else 0
+        return f"{value:.{digits}e} ± {error:.0e}"
     if place >= 0:
-        return f"{round(value, -place):.0f} ± {shown_error:.0f}"
-    decimals = min(-place, 6)
-    if shown_error < 10.0**-decimals:
-        return f"{value:.{decimals}f} ± {error:.0e}"
-    return f"{value:.{decimals}f} ± {shown_error:.{decimals}f}"
+        return f"{round(value, -place):.0f} ± {round(error, -place):.0f}"
+    return f"{value:.{-place}f} ± {error:.{-place}f}"

@@ -136,7 +136,7 @@ def sharpness(
         >>> model, data = torch.nn.Linear(1, 1, bias=False), (torch.ones(4, 1), torch.zeros(4, 1))
         >>> objective = Objective(model, torch.nn.MSELoss(), data)
         >>> print(sharpness(objective)[0])
-        2.000000 ± 0.000002
+        2.0000 ± 0.0001
     """
     operator = hessian if hessian is not None else Hessian(objective)
     pairs = top_eigenpairs(operator, tol=tol, start=start, seed=seed)
