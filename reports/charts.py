@@ -22,7 +22,7 @@ MOST_COLUMNS = 120
 """More columns than this cannot be told apart in print."""
 
 LONGEST_NAME = 28
-"""Longer layer names are cut in the middle: their ends tell them apart."""
+"""Longer layer names are cut."""
 
 
 @dataclass(frozen=True)
@@ -126,13 +126,10 @@ def dots(canvas: Canvas, names: Sequence[str], values: Sequence[float], xlabel: 
 
 
 def short(name: str) -> str:
-    """A name that fits beside a plot.
+    """A name that fits beside a plot. Its end is kept: layers differ there, and begin alike.
 
     Example:
-        >>> short("model.layers.11.self_attn.q_proj.weight.extra")
-        'model.layers.1…j.weight.extra'
+        >>> short("model.layers.11.self_attn.q_proj.weight")
+        '….11.self_attn.q_proj.weight'
     """
-    if len(name) <= LONGEST_NAME + 1:
-        return name
-    half = LONGEST_NAME // 2
-    return f"{name[:half]}…{name[-half:]}"
+    return name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}"

@@ -8,14 +8,18 @@ requested measure could not be taken, 4 refused as unsafe, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from typing import NoReturn
 
 OK, FINDINGS, USAGE, NOT_TAKEN, UNSAFE, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+DISTRIBUTION = "training-dynamics-diagnostics"
 
 PROBES = ("sharpness", "learning_rate", "units")
 
@@ -40,6 +44,10 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the process's exit code is returned."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show ± must not stop a report.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         if given[:1] == ["demo"]:
             return _guarded(lambda: _demo(given[1:]))
@@ -76,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {metadata.version(DISTRIBUTION)}")
     parser.add_argument("path", metavar="PATH", help="a run folder, or a checkpoint; or the word demo")
     parser.add_argument(
         "--task", metavar="FILE.py[:build]", help="rebuilds the objective from the checkpoint; its code is run"
@@ -102,6 +111,8 @@ def _parser() -> argparse.ArgumentParser:
 def _diagnose(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     only = _probe_names(options.probes)
+    if options.output and not options.output.endswith((".html", ".pdf", ".json")):
+        _parser().error(f"-o {options.output}: the report's format is told by the ending: .html, .pdf or .json")
     if not os.path.exists(options.path):
         _say(f"{options.path} does not exist; expected: a run folder or a checkpoint; try: diagnose demo")
         return USAGE
@@ -122,11 +133,14 @@ def _diagnose(arguments: list[str]) -> int:
     ):
         if target is not None:
             _say(f"wrote {report.save(target, ending)}", label="")
-    if missing := not_taken(report.run, only):
+    missing = not_taken(report.run, only)
+    if missing:
         _say(f"could not be measured: {missing}")
-        return NOT_TAKEN
     bad = {"fail": ("fail",), "warn": ("fail", "warn"), "never": ()}[options.fail_on]
-    return FINDINGS if any(finding.level in bad for finding in report.findings) else OK
+    # A failure found says more than a number missing, and often is why it is missing.
+    if any(finding.level in bad for finding in report.findings):
+        return FINDINGS
+    return NOT_TAKEN if missing else OK
 
 
 def _demo(arguments: list[str]) -> int:

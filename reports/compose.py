@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection
 from datetime import UTC, datetime
-from typing import Any
 
 from probes.run import Record, Run
 from reports.catalogue import CHAPTERS
+from reports.causes import causes_first
 from reports.document import Document, Table
-from reports.finding import Finding, Level, worst_first
+from reports.facts import facts, summary
+from reports.finding import Finding, Level
 
 
 def compose(run: Run, title: str, only: Collection[str] | None = None) -> Document:
@@ -22,16 +23,16 @@ def compose(run: Run, title: str, only: Collection[str] | None = None) -> Docume
         only: names of the chapters wanted; None for all.
     """
     chapters = [read(run) for name, read in CHAPTERS.items() if only is None or name in only]
-    findings = worst_first(tuple(finding for chapter in chapters for finding in chapter.findings))
+    findings = causes_first(tuple(finding for chapter in chapters for finding in chapter.findings))
     return Document(
         title=title,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         level=_level(findings),
         diagnosis=_diagnosis(findings),
-        summary=_summary(run),
+        summary=summary(run),
         findings=findings,
         figures=tuple(figure for chapter in chapters for figure in chapter.figures),
-        facts=tuple(_facts(run)),
+        facts=tuple(facts(run)),
         methods=_methods(run),
         skipped=_skipped(run),
     )
@@ -54,71 +55,9 @@ def _diagnosis(findings: tuple[Finding, ...]) -> str:
     good = next((finding for finding in findings if finding.level == "ok"), None)
     if good is None:
         return "Nothing could be judged: " + findings[0].claim[0].lower() + findings[0].claim[1:]
-    return "Nothing calls for action. " + good.claim
-
-
-def _summary(run: Run) -> str:
-    model, optimizer = run.header.get("model") or {}, run.header.get("optimizer") or {}
-    parts = [f"{model.get('class') or 'model'}, {model['parameters']:,} parameters"] if model.get("parameters") else []
-    if optimizer.get("class"):
-        parts.append(_optimizer(optimizer).replace(":", ""))
-    return " · ".join([*parts, f"step {run.steps:,}"])
-
-
-def _facts(run: Run) -> list[tuple[str, str]]:
-    header = run.header
-    model, objective, optimizer = (header.get(key) or {} for key in ("model", "objective", "optimizer"))
-    facts = [("file", str(header["file"]))] if header.get("file") else []
-    if model:
-        kind = f"{model['class']}, " if model.get("class") else ""
-        facts.append(
-            ("model", f"{kind}{model.get('parameters', 0):,} parameters in {len(model.get('shapes', {}))} tensors")
-        )
-    if optimizer:
-        facts.append(("optimizer", _optimizer(optimizer)))
-    if objective:
-        facts.append(
-            (
-                "measured on",
-                f"{objective['loss_terms']:,.0f} loss terms in {objective['batches']} batch"
-                f"{'es' if objective['batches'] != 1 else ''}, {objective['mode']} mode, "
-                f"{objective['parameters']:,} parameters",
-            )
-        )
-    facts.append(("last step", f"{run.steps:,}"))
-    if cost := _cost(run):
-        facts.append(("cost of measuring", cost))
-    if header.get("device"):
-        facts.append(("device", str(header["device"])))
-    if header.get("created"):
-        facts.append(("measured", str(header["created"]).replace("T", " ")))
-    facts += [("note", str(note)) for note in header.get("notes", ())]
-    if run.torn:
-        facts.append(("note", "the last record was cut off while it was being written, and left out"))
-    if versions := header.get("versions"):
-        facts.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
-    return facts
-
-
-def _optimizer(optimizer: dict[str, Any]) -> str:
-    groups = optimizer.get("groups", [])
-    shown = ("lr", "momentum", "betas", "weight_decay", "nesterov")
-    texts = [
-        ", ".join(f"{key} {group[key]}" for key in shown if group.get(key) not in (None, 0, False))
-        for group in groups[:3]
-    ]
-    more = f" and {len(groups) - 3} groups more" if len(groups) > 3 else ""
-    return f"{optimizer.get('class') or 'optimizer'}: {'; '.join(texts)}{more}"
-
-
-def _cost(run: Run) -> str:
-    training = run.last("monitor", "training_seconds")
-    if training is None or training.value is None:
-        return ""
-    spent = sum(
-        (run.last("monitor", "seconds", probe) or training).value or 0.0 for probe in run.layers("monitor", "seconds")
-    )
-    return f"{spent:.1f} s beside {training.value:.1f} s of training"
+    gaps = sum(finding.level == "unmeasured" for finding in findings)
+    but = f", but {'one thing was' if gaps == 1 else f'{gaps} things were'} not measured" if gaps else ""
+    return f"Nothing calls for action{but}. {good.claim.partition(':')[0].rstrip('.')}."
 
 
 def _methods(run: Run) -> Table:
@@ -141,21 +80,22 @@ def _methods(run: Run) -> Table:
 
 
 def _skipped(run: Run) -> Table:
-    """Everything that was not measured, with the reason, the same reasons together."""
-    groups: dict[tuple[str, str, str, str], list[int]] = {}
+    """Everything that was not measured, with the reason, the same reasons together.
+
+    What could not be measured before the first step (an optimizer without state), and was later, is left out.
+    """
+    groups: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for record in run.records:
-        if record.status != "ok":
-            what = record.probe if record.name == "measurement" else f"{record.probe} {record.name}"
-            layer = record.layer or ""
-            groups.setdefault((what, layer, record.status, record.note or ""), []).append(record.step)
-    rows = tuple(
-        (
-            f"{what} {layer}".strip(),
-            status,
-            len(steps),
-            f"{min(steps)} to {max(steps)}" if len(steps) > 1 else str(steps[0]),
-            note,
-        )
-        for (what, layer, status, note), steps in groups.items()
-    )
-    return Table(("what", "status", "times", "steps", "why"), rows)
+        before_the_start = record.step == 0 and run.last(record.probe, record.name, record.layer) is not None
+        if record.status != "ok" and not (record.status == "skipped" and before_the_start):
+            name = "" if record.name == "measurement" else record.name
+            what = " ".join(part for part in (record.probe, name, record.layer) if part).replace("_", " ")
+            groups[what, record.status, record.note or ""].append(record.step)
+    rows = tuple((what, status, _when(steps), note) for (what, status, note), steps in groups.items())
+    return Table(("what", "status", "when", "why"), rows)
+
+
+def _when(steps: list[int]) -> str:
+    if len(steps) == 1:
+        return f"at step {steps[0]}"
+    return f"{len(steps)} times, steps {min(steps)} to {max(steps)}"

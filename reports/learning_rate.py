@@ -15,12 +15,16 @@ from reports.chapter import Chapter, method_of, reason_missing, step_table, unme
 from reports.charts import Edge, Line, lines, short, stacked
 from reports.document import Figure
 from reports.finding import Finding
+from reports.stability import measured_without_batch_statistics
+from reports.words import counted
 
 UPDATE_CITATION = "Stanford CS231n notes, 'Ratio of weights:updates'; Kosson et al., arXiv 2305.17212"
 NORM_CITATION = "van Laarhoven, arXiv 1706.05350; Lyle et al., arXiv 2407.01800"
 
 LARGE_UPDATE = 0.1
 SMALL_UPDATE = 1e-6
+ENDED = 0.1
+NO_ADVICE: tuple[str, ...] = ()
 DECAYED = 0.5
 EPSILON_SHARE = 0.5
 MOST_CURVES = 6
@@ -46,36 +50,38 @@ def _matrices(run: Run) -> list[str]:
 
 
 def _updates(run: Run) -> list[Finding]:
-    last = {name: run.last("learning_rate", "relative_update", name) for name in _matrices(run)}
-    sizes = {name: record.value for name, record in last.items() if record is not None and record.value is not None}
-    moving = {name: size for name, size in sizes.items() if size > 0}
-    if not moving:
+    step = _last_step_at_rate(run)
+    sizes: dict[str, float] = {}
+    for name in _matrices(run):
+        series = run.series("learning_rate", "relative_update", name)
+        at_step = series.values[series.steps == step]
+        if len(at_step) and at_step[0] > 0:
+            sizes[name] = float(at_step[0])
+    if not sizes:
         return []
-    record = next(record for record in last.values() if record is not None and record.value)
-    largest = max(moving, key=lambda name: moving[name])
-    middle = float(numpy.median(list(moving.values())))
-    claim = f"Step {record.step} moved weight matrices by {middle:.2g} of their norm (median of {len(moving)})"
-    level, meaning = "ok", "Steps are of a usual size for the weights they change."
-    advice: tuple[str, ...] = ()
-    if moving[largest] > LARGE_UPDATE:
-        level = "warn"
-        claim += f", and {short(largest)} by {moving[largest]:.2g}"
+    largest = max(sizes, key=lambda name: sizes[name])
+    middle = float(numpy.median(list(sizes.values())))
+    record = run.last("learning_rate", "relative_update", largest)
+    claim = f"Step {step} moved weight matrices by {middle:.2g} of their norm (median of {len(sizes)})"
+    meaning, advice = "Steps are of a usual size for the weights they change.", NO_ADVICE
+    if sizes[largest] > LARGE_UPDATE:
+        claim += f", and {short(largest)} by {sizes[largest]:.2g}"
         meaning = (
-            "A step that replaces a tenth of a matrix undoes what was learnt before. It is common in the first "
-            "steps and harmful after."
+            "A step that replaces a tenth of a matrix undoes what was learnt before. It is common in the first steps "
+            "and "
+            "harmful after."
         )
         advice = ("Lower the learning rate, for this group at least.", "Lengthen the warm-up.")
     elif middle < SMALL_UPDATE:
-        level = "warn"
         meaning = "At this size a weight would need a million steps to change by its own length: training stands still."
         advice = (
             "See first that gradients arrive: dead units and detached layers stop updates too.",
-            "Check that the schedule has not ended early; then raise the learning rate.",
+            "Then raise the learning rate.",
         )
     return [
         Finding(
             id="learning_rate/update_size",
-            level="warn" if level == "warn" else "ok",
+            level="warn" if advice else "ok",
             claim=claim + ".",
             value=exact(middle, method_of(record)),
             threshold=f"about 10⁻³ is customary; above {LARGE_UPDATE:g} or below 10⁻⁶ is reported",
@@ -88,110 +94,143 @@ def _updates(run: Run) -> list[Finding]:
     ]
 
 
-def _frozen(run: Run) -> list[Finding]:
-    series = {
-        name: run.series("learning_rate", "relative_update", name)
-        for name in run.layers("learning_rate", "relative_update")
+def _last_step_at_rate(run: Run) -> int:
+    """The last measured step at which the schedule had not yet run out: small steps at its end are meant to be."""
+    steps = {
+        int(step) for name in _matrices(run) for step in run.series("learning_rate", "relative_update", name).steps
     }
-    still = [name for name, one in series.items() if len(one) > 1 and not one.values.any()]
-    if not still:
-        return []
-    checks = max(len(series[name]) for name in still)
-    names = ", ".join(short(name) for name in still[:4]) + (", ..." if len(still) > 4 else "")
-    return [
-        Finding(
-            id="learning_rate/not_moving",
-            level="warn",
-            claim=f"{len(still)} of {len(series)} trainable tensors did not move in any of {checks} measured steps: "
-            f"{names}.",
-            value=exact(len(still), f"exact comparison before and after {checks} steps"),
-            threshold="every trainable tensor moves",
-            meaning="These tensors require gradients, yet no step changes them: they get no gradient, or the "
-            "optimizer does not hold them, "
-            "or their learning rate is zero.",
-            advice=(
-                "Check that the layer is used in forward, and not cut off by detach() or no_grad().",
-                "Check that the optimizer was given these parameters.",
-                "If they are meant to be frozen, set requires_grad=False: it saves memory too.",
-            ),
-            evidence=(),
-            method="tensors before and after the step, compared bit by bit",
-            citation="",
+    rates = [run.series("learning_rate", "lr", name) for name in run.layers("learning_rate", "lr")]
+    highest = {int(step): 0.0 for one in rates for step in one.steps}
+    for one in rates:
+        for step, value in zip(one.steps.tolist(), one.values.tolist(), strict=True):
+            highest[step] = max(highest[step], value)
+    peak = max(highest.values(), default=0.0)
+    in_force = {step for step in steps if highest.get(step, peak) >= ENDED * peak}
+    return max(in_force or steps, default=0)
+
+
+def _frozen(run: Run) -> list[Finding]:
+    left_out = set((run.header.get("model") or {}).get("not_in_optimizer", ()))
+    names = run.layers("learning_rate", "relative_update")
+    series = {name: run.series("learning_rate", "relative_update", name) for name in names}
+    still = [name for name, one in series.items() if len(one) > 1 and not one.values.any() and name not in left_out]
+    findings = []
+    if left_out:
+        findings.append(
+            _not_training(
+                "not_in_optimizer",
+                sorted(left_out),
+                "require gradients, but the optimizer does not hold them",
+                "Gradients are computed for them and never used: they stay as they were initialised.",
+                (
+                    "Pass them to the optimizer: SGD(model.parameters(), ...) after the last layer was added.",
+                    "If they are meant to be frozen, set requires_grad=False: it saves time and memory.",
+                ),
+                "parameters of the model against those of the optimizer",
+            )
         )
-    ]
+    if still:
+        checks = max(len(series[name]) for name in still)
+        findings.append(
+            _not_training(
+                "not_moving",
+                still,
+                f"did not move in any of {checks} measured steps, though the optimizer holds them",
+                "No gradient reaches them, or their group's learning rate is zero.",
+                (
+                    "Check that the layer is used in forward, and not cut off by detach() or no_grad().",
+                    "Check the learning rate of their parameter group.",
+                    "If they are meant to be frozen, set requires_grad=False: it saves memory too.",
+                ),
+                "tensors before and after the step, compared bit by bit",
+            )
+        )
+    return findings
+
+
+def _not_training(id: str, names: list[str], claim: str, meaning: str, advice: tuple[str, ...], method: str) -> Finding:
+    shown = ", ".join(short(name) for name in names[:4]) + (", ..." if len(names) > 4 else "")
+    return Finding(
+        id=f"learning_rate/{id}",
+        level="warn",
+        claim=f"{counted(len(names), 'trainable tensor')} {claim}: {shown}.",
+        value=exact(len(names), method),
+        threshold="every trainable tensor moves",
+        meaning=meaning,
+        advice=advice,
+        evidence=(),
+        method=method,
+        citation="",
+    )
 
 
 def _implicit_decay(run: Run) -> list[Finding]:
-    layers = run.layers("learning_rate", "effective")
     measured = run.layers("learning_rate", "lr")
     if not measured:
         return []
-    if not layers:
-        last = run.last("learning_rate", "lr", measured[0])
+    if measured_without_batch_statistics(run):
+        reason = "with batch normalisation in evaluation mode the weights before it are not scale-invariant"
+        remedy = 'Objective(..., mode="train") measures the function that trains.'
         return [
-            Finding(
-                id="learning_rate/effective",
-                level="ok",
-                claim=f"No tensor is scale-invariant, so the schedule in the config is the one in force "
-                f"(checked on {len(measured)} tensors).",
-                value=exact(0, "count of scale-invariant tensors"),
-                threshold="",
-                meaning="Where a normalisation layer follows a weight, growing norms lower the effective rate unasked. "
-                "That is not the case in this model.",
-                advice=(),
-                evidence=(),
-                method=f"cos(w, gradient), then the loss at 2w and w/2; step {last.step if last else run.steps}",
-                citation=NORM_CITATION,
-            )
+            unmeasured("learning_rate/effective", "The rate lost to growing norms", reason, (remedy,), NORM_CITATION)
         ]
+    layers = [name for name in run.layers("learning_rate", "effective") if _mostly_invariant(run, name)]
     shares = {name: share for name in layers if (share := _share_of_schedule(run, name)) is not None}
-    last = run.last("learning_rate", "effective", layers[0])
-    if not shares:
-        return [
-            Finding(
-                id="learning_rate/effective",
-                level="ok",
-                claim=f"{len(layers)} of {len(measured)} tensors are scale-invariant; the effective rate of "
-                f"{short(layers[0])} is "
-                f"{last.value if last else float('nan'):.3g}.",
-                value=exact(len(layers), "count of scale-invariant tensors"),
-                threshold="",
-                meaning="For these tensors only the direction counts, so their rate is set by their norm. One "
-                "measurement shows no trend.",
-                advice=(),
-                evidence=(),
-                method=method_of(last),
-                citation=NORM_CITATION,
-            )
-        ]
-    lowest = min(shares, key=lambda name: shares[name])
-    decayed = shares[lowest] < DECAYED
+    lowest = min(shares, key=lambda name: shares[name], default="")
+    claim, meaning, advice = _reading_of_invariance(layers, len(measured), lowest, shares.get(lowest))
+    last = run.last("learning_rate", "effective", lowest or (layers or [""])[0])
+    method = method_of(last) or "cos(w, ∇L), then the gradient at 2w"
+    share = shares.get(lowest)
     return [
         Finding(
             id="learning_rate/effective",
-            level="warn" if decayed else "ok",
-            claim=f"{len(layers)} of {len(measured)} tensors are scale-invariant, and growing norms have left "
-            f"{short(lowest)} "
-            f"{shares[lowest]:.0%} of its scheduled rate"
-            if shares[lowest] < 1
-            else f"{len(layers)} of {len(measured)} tensors are scale-invariant, and none has lost rate to a growing "
-            "norm",
-            value=Estimate(shares[lowest], 1e-3 * shares[lowest], "bound", method_of(last)),
-            threshold=f"below {DECAYED:.0%} of the schedule is reported",
-            meaning="A normalisation layer follows these weights, so only their direction counts and a growing norm "
-            "lowers the rate like a "
-            "schedule nobody wrote. Late in training that looks like loss of plasticity.",
-            advice=(
-                "Add weight decay on these tensors: it balances the growth.",
-                "Or project them back to their initial norm now and then (Normalize-and-Project).",
-            )
-            if decayed
-            else (),
-            evidence=("effective-rate",),
-            method=method_of(last),
+            level="warn" if advice else "ok",
+            claim=claim,
+            value=exact(len(layers), method) if share is None else Estimate(share, 1e-3 * share, "bound", method),
+            threshold=f"below {DECAYED:.0%} of the schedule is reported" if shares else "",
+            meaning=meaning,
+            advice=advice,
+            evidence=("effective-rate",) if shares else (),
+            method=method,
             citation=NORM_CITATION,
         )
     ]
+
+
+def _reading_of_invariance(
+    layers: list[str], measured: int, lowest: str, share: float | None
+) -> tuple[str, str, tuple[str, ...]]:
+    """Claim, meaning and advice."""
+    if not layers:
+        return (
+            f"No tensor is scale-invariant, so the schedule in the config is the one in force ({measured} checked).",
+            "Where a normalisation layer follows a weight, growing norms lower the effective rate unasked. That was "
+            "not "
+            "seen in this model.",
+            (),
+        )
+    meaning = (
+        "A normalisation layer follows these weights, so only their direction counts and a growing norm lowers the "
+        "rate "
+        "like a schedule nobody wrote. Late in training that looks like loss of plasticity."
+    )
+    found = f"{counted(len(layers), 'tensor')} of {measured} scale-invariant"
+    if share is None:
+        return f"{found}; one measurement shows no trend.", meaning, ()
+    if share >= 0.995:
+        return f"{found}; none has lost rate to a growing norm.", meaning, ()
+    claim = f"{found}; growing norms have left {short(lowest)} {share:.0%} of its scheduled rate."
+    advice = (
+        "Add weight decay on these tensors: it balances the growth.",
+        "Or project them back to their initial norm now and then (Normalize-and-Project).",
+    )
+    return claim, meaning, advice if share < DECAYED else ()
+
+
+def _mostly_invariant(run: Run, name: str) -> bool:
+    """Whether a tensor passed the test at most measurements: once may be chance."""
+    found = len(run.series("learning_rate", "effective", name))
+    return 2 * found > len(run.series("learning_rate", "lr", name))
 
 
 def _share_of_schedule(run: Run, name: str) -> float | None:
@@ -243,7 +282,8 @@ def _figures(run: Run) -> list[Figure]:
             _figure(
                 "update-size",
                 "Size of updates",
-                "Norm of the realised step over the norm of the tensor. Around 10⁻³ (dashed) is customary.",
+                "Norm of the realised step over the norm of the tensor. Around 10⁻³ (dashed) is customary."
+                + _out_of(chosen, matrices),
                 chosen,
                 "relative update",
                 Edge(1e-3, "customary"),
@@ -260,7 +300,8 @@ def _figures(run: Run) -> list[Figure]:
             _figure(
                 "effective-rate",
                 "Effective learning rate of scale-invariant tensors",
-                "η/‖w‖² for SGD, η/‖w‖ for adaptive optimizers: the rate at which the direction of w can change.",
+                "η/‖w‖² for SGD, η/‖w‖ for adaptive optimizers: the rate at which the direction of w can change."
+                + _out_of(chosen, invariant),
                 chosen,
                 "effective learning rate",
                 None,
@@ -275,6 +316,10 @@ def _spread(names: list[str], series: list[Series]) -> list[tuple[str, Series]]:
         return list(zip(names, series, strict=True))
     places = numpy.unique(numpy.linspace(0, len(names) - 1, MOST_CURVES).round().astype(int))
     return [(names[place], series[place]) for place in places]
+
+
+def _out_of(chosen: list[tuple[str, Series]], names: list[str]) -> str:
+    return "" if len(chosen) == len(names) else f" {len(chosen)} of {len(names)} tensors, spread over the depth."
 
 
 def _figure(

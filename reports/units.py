@@ -116,11 +116,13 @@ def _verdict(run: Run, kind: _Kind, layers: list[str]) -> Finding | None:
     level: Level = "fail" if kind.severe and shares[worst] >= SEVERE else "warn"
     record = run.last("units", kind.name, worst)
     affected = sum(share >= NOTABLE for share in shares.values())
-    others = f" ({affected} of {len(shares)} non-linearities are affected)" if len(shares) > 1 else ""
+    others = f" ({affected} of {len(shares)} non-linearities)" if len(shares) > 1 else ""
+    family = method_of(run.last("units", "units", worst)).partition(",")[0]
     return Finding(
         id=f"units/{kind.name}",
         level=level,
-        claim=f"{counts[worst]} of {totals[worst]} units at layer {short(worst)} {kind.condition}{others}.",
+        claim=f"{counts[worst]} of {totals[worst]} units at layer {short(worst)} ({family}) {kind.condition}"
+        f"{_since(run, kind.name, worst)}{others}.",
         value=exact(shares[worst], method_of(record)),
         threshold=f"{NOTABLE:.0%} of a layer" + (f"; {SEVERE:.0%} is a failure" if kind.severe else ""),
         meaning=kind.meaning,
@@ -129,6 +131,17 @@ def _verdict(run: Run, kind: _Kind, layers: list[str]) -> Finding | None:
         method=method_of(record),
         citation=CITATION,
     )
+
+
+def _since(run: Run, kind: str, layer: str) -> str:
+    """Since when a notable share of a layer's units has been lost: it points to initialisation, or to one step."""
+    counts, totals = run.series("units", kind, layer), run.series("units", "units", layer)
+    if len(counts) < 2 or len(counts) != len(totals):
+        return ""
+    fine = numpy.flatnonzero(~(counts.values >= NOTABLE * totals.values))
+    if not len(fine):
+        return f", from step {int(counts.steps[0])} on"
+    return f", since step {int(counts.steps[fine[-1] + 1])}" if fine[-1] + 1 < len(counts) else ""
 
 
 def _all_well(run: Run, layers: list[str]) -> Finding:

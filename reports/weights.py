@@ -12,7 +12,8 @@ from reports.chapter import Chapter, unmeasured
 from reports.charts import dots, short
 from reports.document import Figure, Table
 from reports.finding import Finding
-from reports.sharpness import CITATION as SHARPNESS_CITATION
+from reports.stability import CITATION as STABILITY_CITATION
+from reports.words import counted
 
 MOST_BARS = 40
 _COLUMNS = ("elements", "norm", "rms", "max_abs", "zeros", "non_finite")
@@ -24,7 +25,7 @@ def read(run: Run) -> Chapter:
     if not tensors:
         return Chapter()
     values = {name: {column: _value(run, column, name) for column in _COLUMNS} for name in tensors}
-    findings = [_finite(values), *_all_zero(run, values)]
+    findings = [_finite(values), *_optimizer_state(run), *_all_zero(run, values)]
     if not run.header.get("task"):
         findings.append(
             unmeasured(
@@ -32,7 +33,7 @@ def read(run: Run) -> Chapter:
                 "Curvature",
                 "a checkpoint alone has no loss and no data",
                 ("Pass --task task.py, whose build(checkpoint) returns an Objective, or (Objective, optimizer).",),
-                SHARPNESS_CITATION,
+                STABILITY_CITATION,
             )
         )
     return Chapter(tuple(findings), (_figure(values),))
@@ -61,7 +62,7 @@ def _finite(values: dict[str, dict[str, float | None]]) -> Finding:
         level="fail" if broken else "ok",
         claim=claim,
         value=exact(sum(broken.values()), "every entry counted"),
-        threshold="none",
+        threshold="no NaN and no infinity",
         meaning="A network with such weights computes nothing but NaN, and training from here cannot recover."
         if broken
         else "The file holds numbers throughout.",
@@ -77,6 +78,28 @@ def _finite(values: dict[str, dict[str, float | None]]) -> Finding:
     )
 
 
+def _optimizer_state(run: Run) -> list[Finding]:
+    record = run.last("weights", "optimizer_non_finite")
+    if record is None or not record.value:
+        return []
+    return [
+        Finding(
+            id="weights/optimizer",
+            level="fail",
+            claim=f"The optimizer's state holds {counted(int(record.value), 'number')} that "
+            f"{'is' if record.value == 1 else 'are'} "
+            f"NaN or infinite ({record.note}).",
+            value=exact(record.value, "every entry counted"),
+            threshold="no NaN and no infinity",
+            meaning="The weights may still be sound, but the next step takes them from this state.",
+            advice=("Go back to an earlier checkpoint.", "Or keep the weights and start with a fresh optimizer."),
+            evidence=(),
+            method="every entry counted, one tensor at a time",
+            citation="",
+        )
+    ]
+
+
 def _all_zero(run: Run, values: dict[str, dict[str, float | None]]) -> list[Finding]:
     shapes = run.header.get("model", {}).get("shapes", {})
     zero = [name for name, row in values.items() if row["zeros"] == 1.0 and len(shapes.get(name, ())) >= 2]
@@ -86,7 +109,7 @@ def _all_zero(run: Run, values: dict[str, dict[str, float | None]]) -> list[Find
         Finding(
             id="weights/zero",
             level="warn",
-            claim=f"{len(zero)} weight matrices are all zero: {', '.join(short(name) for name in zero[:4])}"
+            claim=f"{counted(len(zero), 'weight matrix')} all zero: {', '.join(short(name) for name in zero[:4])}"
             + (", ..." if len(zero) > 4 else "")
             + ".",
             value=exact(len(zero), "every entry counted"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +45,14 @@ def show(output: str, display: Callable[[Report], None]) -> int:
         f"\nreport              {page}\n"
         f"the same as PDF     {pdf}\n"
         f"checkpoint report   {checkpoint_page}\n"
-        f"again yourself      diagnose {demo.checkpoint} --task {demo.task}\n"
+        f"again yourself      {_command()} {demo.checkpoint} --task {demo.task}\n"
     )
     return 0
+
+
+def _command() -> str:
+    """What to type for ``diagnose``, also where the environment is not activated."""
+    if shutil.which("diagnose"):
+        return "diagnose"
+    beside = Path(sys.executable).with_name("diagnose")
+    return os.path.relpath(beside) if beside.exists() else "diagnose"

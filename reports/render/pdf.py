@@ -74,7 +74,7 @@ def layout(document: Document) -> list[list[tuple[float, Piece]]]:
             pieces += _figure(figure)
     pieces += _facts(document)
     pieces += _section("How it was computed") + _table(document.methods, "Nothing was computed.")
-    pieces += _section("Not measured") + _table(document.skipped, "Nothing was skipped.")
+    pieces += _section("Not measured") + _table(document.skipped, "Everything that was tried was measured.")
     return paginate(pieces, HEIGHT)
 
 

@@ -87,10 +87,11 @@ def _print_skipped(console: Console, document: Document) -> None:
     rows = document.skipped.rows
     console.print()
     if not rows:
-        console.print(Text("Nothing was skipped.", style="dim"))
+        console.print(Text("Everything that was tried was measured.", style="dim"))
         return
     console.print(Text("Not measured", style="bold"))
     for row in rows[:_SKIPPED_SHOWN]:
-        console.print(Padding(_bullet("?", ": ".join(cell_text(cell) for cell in row)), (0, 0, 0, 2)))
+        *what, why = (cell_text(cell) for cell in row)
+        console.print(Padding(_bullet("?", f"{', '.join(what)}: {why}"), (0, 0, 0, 2)))
     if len(rows) > _SKIPPED_SHOWN:
         console.print(Text(f"  and {len(rows) - _SKIPPED_SHOWN} more", style="dim"))

@@ -52,7 +52,7 @@ def test_rate_lost_to_growing_norms_is_told_apart_from_the_schedule() -> None:
     scheduled = run([1.0, 0.5, 0.2], [0.1, 0.05, 0.02])
     assert levels(grown)["learning_rate/effective"] == "warn"
     assert levels(scheduled)["learning_rate/effective"] == "ok"
-    assert "20%" in learning_rate.read(grown).findings[0].claim
+    assert "20% of its scheduled rate." in learning_rate.read(grown).findings[0].claim
 
 
 def test_a_schedule_that_passes_through_zero_decides_nothing_wrong() -> None:
@@ -86,3 +86,35 @@ def test_many_tensors_make_a_figure_that_can_be_read() -> None:
     (figure,) = learning_rate.read(run).figures
     assert len(figure.table.columns) == 1 + learning_rate.MOST_CURVES
     assert {"layers.0.weight", "layers.59.weight"} <= set(figure.table.columns)
+
+
+def test_small_steps_at_the_end_of_a_schedule_are_no_alarm_and_without_one_they_are() -> None:
+    updates = {(*UPDATE, name): [1e-3, 1e-3, 1e-8] for name in ("a.weight", "b.weight")}
+    ended = run_of({**updates, ("learning_rate", "lr", "a.weight"): [0.1, 0.1, 1e-6]}, HEADER)
+    stuck = run_of({**updates, ("learning_rate", "lr", "a.weight"): [0.1, 0.1, 0.1]}, HEADER)
+    assert levels(ended)["learning_rate/update_size"] == "ok"
+    assert "Step 10 " in learning_rate.read(ended).findings[0].claim
+    assert levels(stuck)["learning_rate/update_size"] == "warn"
+
+
+def test_what_the_optimizer_does_not_hold_is_told_apart_from_what_gets_no_gradient() -> None:
+    quantities = {(*UPDATE, "a.weight"): [0.0, 0.0], (*UPDATE, "b.weight"): [0.0, 0.0]}
+    header = {"model": {**HEADER["model"], "not_in_optimizer": ["a.weight"]}}
+    findings = {finding.id: finding.claim for finding in learning_rate.read(run_of(quantities, header)).findings}
+    assert "a.weight" in findings["learning_rate/not_in_optimizer"]
+    assert "a.weight" not in findings["learning_rate/not_moving"]
+    assert "b.weight" in findings["learning_rate/not_moving"]
+
+
+def test_a_tensor_that_passed_the_test_of_invariance_once_is_not_called_invariant() -> None:
+    rates = {("learning_rate", "lr", "a.weight"): [0.1, 0.1, 0.1, 0.1]}
+    once = run_of({**rates, ("learning_rate", "effective", "a.weight"): [1.0]}, HEADER)
+    always = run_of({**rates, ("learning_rate", "effective", "a.weight"): [1.0, 1.0, 1.0, 1.0]}, HEADER)
+    assert learning_rate.read(once).findings[0].claim.startswith("No tensor is scale-invariant")
+    assert learning_rate.read(always).findings[0].claim.startswith("1 tensor of 1 scale-invariant")
+
+
+def test_invariance_is_not_judged_where_batch_normalisation_was_switched_off() -> None:
+    header = {**HEADER, "objective": {"mode": "eval", "batch_norm": 2}}
+    run = run_of({("learning_rate", "lr", "a.weight"): [0.1, 0.1]}, header)
+    assert levels(run) == {"learning_rate/effective": "unmeasured"}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
+from matplotlib.figure import Figure as Canvas
 from runs import run_of
 
 from probes.run import Record, Run
 from reports import sharpness
+from reports.finding import Finding
 from reports.regime import judge
 
 
@@ -30,6 +32,8 @@ def chapter_of(ratios: list[float], losses: list[float] | None = None) -> tuple[
         ("edge", "ok", [0.6, 0.9, 1.34, 1.1, 1.05, 1.06, 1.04, 1.03], [1.0, 0.5, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15]),
         ("catapult", "warn", [1.5, 1.8, 1.1, 0.9, 0.9, 0.9, 0.9], [1.0, 3.0, 2.0, 0.5, 0.4, 0.3, 0.2]),
         ("beyond", "fail", [0.9, 1.5, 1.6, 1.7, 1.8, 1.9], [1.0, 1.1, 1.2, 1.3, 1.4, 1.5]),
+        # Thrown so far that the network is flat and dead: a low ratio then is no recovery.
+        ("blown up", "fail", [1.1, 3.5e7, 0.4, 0.4, 0.4, 0.4, 0.4], [2.3, 1e4, 2.3, 2.3, 2.3, 2.3, 2.3]),
         ("beyond", "fail", [1.6], None),
         ("diverged", "fail", [0.9, 1.5, 2.0], [1.0, 5.0, 50.0]),
         ("diverged", "fail", [0.9, 1.5, 2.0], [1.0, 5.0, math.nan]),
@@ -38,12 +42,14 @@ def chapter_of(ratios: list[float], losses: list[float] | None = None) -> tuple[
         # Sharpness that rose and fell again (cross-entropy, late) is not sharpening.
         ("stable", "ok", [0.1, 0.3, 0.6, 0.5, 0.3, 0.2, 0.2, 0.2], None),
         ("stable", "ok", [0.0], None),
+        # A rise far below the edge is not a rise towards it.
+        ("stable", "ok", [0.002, 0.004, 0.006], None),
     ],
 )
 def test_the_regime_is_told(regime: str, level: str, ratios: list[float], losses: list[float] | None) -> None:
     told, its_level, claim = chapter_of(ratios, losses)
     assert (told, its_level) == (regime, level)
-    assert f"at step {10 * (len(ratios) - 1)}" in claim
+    assert f"step {10 * (len(ratios) - 1)}" in claim
 
 
 def test_a_claim_carries_its_error() -> None:
@@ -75,3 +81,37 @@ def test_figures_need_two_points_and_hold_the_values() -> None:
     assert figures["sharpness-ratio"].table.rows == ((0, 0.5, None), (10, 0.6, None))
     cited = {name for finding in sharpness.read(two).findings for name in finding.evidence}
     assert cited <= figures.keys()
+
+
+def test_a_divergence_is_put_down_to_the_step_only_where_the_ratio_says_so() -> None:
+    def finding_of(ratios: list[float]) -> Finding:
+        return sharpness.read(
+            run_of({("sharpness", "ratio"): ratios, ("sharpness", "loss"): [1.0, 0.9, math.nan]})
+        ).findings[0]
+
+    by_step, by_data = finding_of([0.9, 1.6, 2.5]), finding_of([0.009, 0.01, 0.01])
+    assert by_step.level == by_data.level == "fail"
+    assert "not a number" in by_data.claim
+    assert any("learning rate" in advice for advice in by_step.advice)
+    assert not any("learning rate" in advice for advice in by_data.advice)
+    assert any("data" in advice for advice in by_data.advice)
+
+
+@pytest.mark.parametrize(
+    ("mode", "layers", "level"), [("eval", 3, "unmeasured"), ("train", 3, "ok"), ("eval", 0, "ok")]
+)
+def test_a_batch_normalised_model_in_evaluation_mode_gets_no_verdict(mode: str, layers: int, level: str) -> None:
+    """It is another function than the one that trains, by an order of magnitude."""
+    header = {"objective": {"mode": mode, "batch_norm": layers}}
+    run = run_of({("sharpness", "ratio"): [0.5, 1.0, 1.0], ("sharpness", "loss"): [1.0, 0.5, 0.4]}, header)
+    finding = sharpness.read(run).findings[0]
+    assert finding.level == level
+    assert ('mode="train"' in " ".join(finding.advice)) == (level == "unmeasured")
+
+
+def test_a_ratio_that_explodes_is_drawn_on_a_log_axis_and_another_is_not() -> None:
+    for peak, scale in ((3e7, "log"), (1.3, "linear")):
+        run = run_of({("sharpness", "ratio"): [0.5, peak, 0.4], ("sharpness", "loss"): [1.0, 2.0, 1.0]})
+        canvas = Canvas()
+        sharpness.read(run).figures[0].draw(canvas)
+        assert canvas.axes[0].get_yscale() == scale

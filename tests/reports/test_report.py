@@ -54,7 +54,7 @@ def test_what_was_not_measured_never_looks_green_and_is_listed() -> None:
     ]
     report = Report.from_run(Run({}, failures))
     assert report.document.level == "unmeasured"
-    assert report.document.skipped.rows == (("sharpness", "failed", 3, "0 to 20", "RuntimeError: no"),)
+    assert report.document.skipped.rows == (("sharpness", "failed", "3 times, steps 0 to 20", "RuntimeError: no"),)
 
 
 @pytest.mark.parametrize("values", [[], [math.nan], [math.nan, math.inf], [0.0], [-1.0, -2.0], [1e30, 1e-30]])

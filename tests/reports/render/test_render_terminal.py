@@ -60,4 +60,4 @@ def test_the_list_of_what_was_not_measured_is_short(empty):
 def test_empty_report(empty):
     text = to_terminal(empty, width=80)
     assert "No findings." in text
-    assert "Nothing was skipped." in text
+    assert "Everything that was tried was measured." in text

@@ -1,0 +1,34 @@
+"""Which findings are consequences of another, so that a reader mends the cause and not its shadows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from reports.finding import Finding, worst_first
+
+CONSEQUENCES: dict[str, tuple[str, ...]] = {
+    "weights/finite": ("sharpness/", "learning_rate/", "units/", "training/"),
+    "sharpness/regime": ("learning_rate/", "units/", "training/"),
+    "units/dead": ("learning_rate/", "training/loss"),
+}
+"""A failed finding, and the beginnings of ids that follow from it. Earlier entries explain later ones."""
+
+
+def causes_first(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+    """Findings worst first; what follows from a failure stands behind it and points to it instead of giving advice."""
+    explained: dict[str, Finding] = {}
+    for cause, beginnings in CONSEQUENCES.items():
+        root = next((finding for finding in findings if finding.id == cause and finding.level == "fail"), None)
+        if root is None or root.id in explained:
+            continue
+        for finding in findings:
+            if finding.id.startswith(beginnings) and finding is not root and finding.level in ("fail", "warn"):
+                explained.setdefault(finding.id, root)
+    ordered = worst_first(findings)
+    behind = [_pointing_to(finding, explained[finding.id]) for finding in ordered if finding.id in explained]
+    return worst_first((*(finding for finding in ordered if finding.id not in explained), *behind))
+
+
+def _pointing_to(finding: Finding, root: Finding) -> Finding:
+    what = root.claim.partition(":")[0].rstrip(".")
+    return replace(finding, advice=(f"Mend this first, it is the likely cause: {what[0].lower()}{what[1:]}.",))

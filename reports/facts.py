@@ -1,0 +1,89 @@
+"""What is known about a run beside its measurements: model, optimizer, data, cost, versions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from probes.run import Run
+from reports.words import counted
+
+_SHOWN = ("lr", "momentum", "betas", "weight_decay", "nesterov")
+
+
+def summary(run: Run) -> str:
+    """What was looked at, in one line."""
+    model, optimizer = run.header.get("model") or {}, run.header.get("optimizer") or {}
+    parts = []
+    if model.get("parameters"):
+        kind = f"{model['class']}, " if model.get("class") else ""
+        parts.append(f"{kind}{counted(model['parameters'], 'parameter')}")
+    if optimizer:
+        parts.append(_optimizer(run, optimizer))
+    return " · ".join([*parts, step_text(run)])
+
+
+def step_text(run: Run) -> str:
+    """The step, or that a file does not say."""
+    return "step unknown" if run.header.get("file") and run.header.get("step") is None else f"step {run.steps:,}"
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """Name and value of everything that is known."""
+    header = run.header
+    model, objective, optimizer = (header.get(key) or {} for key in ("model", "objective", "optimizer"))
+    known = [("file", str(header["file"]))] if header.get("file") else []
+    if model:
+        kind = f"{model['class']}, " if model.get("class") else ""
+        tensors = counted(len(model.get("shapes", {})), "tensor")
+        known.append(("model", f"{kind}{counted(model.get('parameters', 0), 'parameter')}, {tensors}"))
+    if optimizer:
+        known.append(("optimizer", _optimizer(run, optimizer)))
+    if objective:
+        terms, batches = counted(int(objective["loss_terms"]), "loss term"), counted(objective["batches"], "batch")
+        of = counted(objective["parameters"], "parameter")
+        known.append(("measured on", f"{terms} in {batches}, {objective['mode']} mode, {of}"))
+    known.append(("last step", step_text(run).removeprefix("step ")))
+    if cost := _cost(run):
+        known.append(("cost of measuring", cost))
+    if header.get("device"):
+        known.append(("device", str(header["device"])))
+    if header.get("created"):
+        known.append(("measured", str(header["created"]).replace("T", " ")))
+    known += [("note", str(note)) for note in header.get("notes", ())]
+    if run.torn:
+        known.append(("note", "the last record was cut off while it was being written, and left out"))
+    if versions := header.get("versions"):
+        known.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
+    return known
+
+
+def _optimizer(run: Run, optimizer: dict[str, Any]) -> str:
+    groups = optimizer.get("groups", [])
+    texts = [
+        ", ".join(_setting(key, group[key]) for key in _SHOWN if key in group and (key == "lr" or group[key]))
+        for group in groups[:3]
+    ]
+    more = f" and {counted(len(groups) - 3, 'more group')}" if len(groups) > 3 else ""
+    return f"{optimizer.get('class') or 'optimizer'} {'; '.join(texts)}{more}{_schedule(run)}"
+
+
+def _setting(key: str, value: Any) -> str:
+    return f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+
+
+def _schedule(run: Run) -> str:
+    """The range of learning rates that were seen, when there was more than one."""
+    layers = run.layers("learning_rate", "lr")
+    values = run.series("learning_rate", "lr", layers[0]).values.tolist() if layers else []
+    if not values or min(values) == max(values):
+        return ""
+    return f" (lr {min(values):.3g} to {max(values):.3g} over the run)"
+
+
+def _cost(run: Run) -> str:
+    training = run.last("monitor", "training_seconds")
+    if training is None or training.value is None:
+        return ""
+    records = [run.last("monitor", "seconds", probe) for probe in run.layers("monitor", "seconds")]
+    spent = sum(record.value for record in records if record is not None and record.value is not None)
+    return f"{spent:.1f} s beside {training.value:.1f} s of training"
