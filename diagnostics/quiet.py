@@ -127,7 +127,11 @@ def _foreign_backward_hooks_aside(model: nn.Module) -> Iterator[None]:
     """Take full backward hooks off for the while: they would fire twice per product and break ``torch.func``."""
     attributes = ("_backward_hooks", "_backward_pre_hooks")
     before: list[tuple[nn.Module, str, OrderedDict[int, Any]]] = []
+    everywhere = [getattr(torch.nn.modules.module, f"_global{attribute}") for attribute in attributes]
+    global_hooks = [dict(hooks) for hooks in everywhere]
     try:
+        for hooks in everywhere:
+            hooks.clear()
         for module in model.modules():
             for attribute in attributes:
                 if hooks := getattr(module, attribute, None):
@@ -137,3 +141,5 @@ def _foreign_backward_hooks_aside(model: nn.Module) -> Iterator[None]:
     finally:
         for module, attribute, hooks in before:
             setattr(module, attribute, hooks)
+        for hooks, kept in zip(everywhere, global_hooks, strict=True):
+            hooks.update(kept)

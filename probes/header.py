@@ -15,6 +15,7 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from diagnostics import Objective
@@ -41,7 +42,7 @@ def run_header(
         "argv": sys.argv,
         "versions": versions(),
         "device": device_name(tensor.device),
-        "model": fingerprint(model),
+        "model": fingerprint(model) | {"not_in_optimizer": not_held(model, optimizer)},
         "optimizer": describe_optimizer(optimizer),
         "objective": None if objective is None else describe_objective(objective),
         "probes": [
@@ -53,12 +54,15 @@ def run_header(
 
 
 def describe_objective(objective: Objective) -> dict[str, Any]:
-    """On how much data, in which mode, and for how many parameters things are measured."""
+    """On how much data, in which mode, for how many parameters, and past how many running statistics."""
     return {
         "loss_terms": sum(objective.terms),
         "batches": len(objective.batches),
         "mode": objective.mode,
         "parameters": objective.num_parameters,
+        "batch_norm": sum(
+            isinstance(module, _BatchNorm) and module.running_mean is not None for module in objective.model.modules()
+        ),
     }
 
 
@@ -85,6 +89,12 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
         "shapes": {name: shape for name, shape, _ in shapes},
         "hash": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],
     }
+
+
+def not_held(model: nn.Module, optimizer: Optimizer) -> list[str]:
+    """The trainable parameters that the optimizer does not hold, by name: they never move."""
+    held = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
+    return [name for name, tensor in model.named_parameters() if tensor.requires_grad and id(tensor) not in held]
 
 
 def describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,7 +13,7 @@ from probes.probe import Cost, Moment, Need, Reading
 
 @dataclass
 class EffectiveLearningRate:
-    """Per tensor: the rate it really trains at, and how far the last step moved it.
+    """Per tensor: how far the last step moved it and, with an objective, the rate it really trains at.
 
     Args:
         every: own schedule; the Monitor's by default.
@@ -22,7 +23,7 @@ class EffectiveLearningRate:
 
     every: int | Callable[[int], bool] | None = None
     name: ClassVar[str] = "learning_rate"
-    needs: ClassVar[frozenset[Need]] = frozenset({"objective", "updates"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"updates"})
     cost: ClassVar[Cost] = "expensive"
 
     def settings(self) -> dict[str, Any]:
@@ -32,14 +33,16 @@ class EffectiveLearningRate:
     def measure(self, moment: Moment) -> Iterator[Reading]:
         """Realised relative updates first; then rates, for optimizers whose step is understood."""
         for tensor, update in moment.updates.items():
-            if update.before > 0:
+            if not (math.isfinite(update.before) and math.isfinite(update.change)):
+                yield Reading("relative_update", None, tensor, note="the tensor is not finite", status="skipped")
+            elif update.before > 0:
                 how = "norm of the realised step over the norm before it"
                 yield Reading("relative_update", update.change / update.before, tensor, note=how)
             else:
                 yield Reading("relative_update", None, tensor, note="the tensor was all zero", status="skipped")
-        assert moment.objective is not None
-        if moment.optimizer is None:
-            yield Reading("effective", None, status="skipped", note="the task gives no optimizer")
+        if moment.objective is None or moment.optimizer is None:
+            reason = moment.no_objective if moment.objective is None else "no optimizer was given"
+            yield Reading("effective", None, status="skipped", note=reason)
             return
         try:
             table = effective_learning_rates(moment.model, moment.optimizer, moment.objective)

@@ -11,6 +11,8 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -58,8 +60,8 @@ class Monitor:
         resume: the step from which training restarts, to continue the run in ``out``; later records are dropped.
 
     Raises:
-        DiagnosticsError: bad arguments, a folder that cannot be written, or a second ``with`` on the same Monitor,
-            before training starts. Nothing is raised inside the block.
+        DiagnosticsError: bad arguments, a folder that cannot be written, nothing to resume, or a second ``with`` on
+            the same Monitor, before training starts. Nothing is raised inside the block.
 
     Example:
         >>> import tempfile
@@ -104,6 +106,7 @@ class Monitor:
         self._failures: Counter[str] = Counter()
         self._warned: set[str] = set()
         self._off: set[str] = set()
+        self._waiting: set[str] = set()
         self._due: list[Probe] = []
         self._measured_at: dict[str, int] = {}
         self._updates = UpdateMeter(self.model)
@@ -149,13 +152,12 @@ class Monitor:
         self._handles = []
         self._updates.forget()
         if self._journal is not None:
-            try:
+            # Also when the last measurement is interrupted: first the account, then the file is closed.
+            with ExitStack() as last:
+                last.callback(self._close)
+                last.callback(self._guarded, partial(self._account, error))
                 if kind is None:
                     self._guarded(self._measure_now)
-                self._guarded(self._account)
-            finally:
-                self._guarded(self._journal.close)
-                self._journal = None
 
     def log(self, **scalars: float) -> None:
         """Record the loop's own numbers, such as its loss, at the present step.
@@ -189,8 +191,10 @@ class Monitor:
             for probe in due:
                 if self._budget.affords(probe):
                     self._measure(probe)
-                else:
-                    note = f"would exceed the budget of {self._budget.share:.0%} of training time"
+                elif probe.name not in self._waiting:
+                    # One line for the whole wait: a schedule that is due at every step must not fill the disk.
+                    self._waiting.add(probe.name)
+                    note = f"waits: more would exceed the budget of {self._budget.share:.0%} of training time"
                     self._write(probe.name, [Reading("measurement", None, status="skipped", note=note)])
         finally:
             self._updates.forget()
@@ -217,17 +221,22 @@ class Monitor:
 
     def _measure(self, probe: Probe) -> None:
         self._measured_at[probe.name] = self.step
+        self._waiting.discard(probe.name)
         readings: list[Reading] = []
         with self._budget.spend(probe.name):
             _wait_for(self.model)
-            if "objective" in probe.needs and (reason := self._no_objective()):
-                readings.append(Reading("measurement", None, status="skipped", note=reason))
+            without = self._no_objective()
+            if without is not None and "objective" in probe.needs:
+                readings.append(Reading("measurement", None, status="skipped", note=without))
                 if self.objective is None:
                     self._off.add(probe.name)
             else:
                 try:
                     updates = self._updates.after_step() if "updates" in probe.needs else {}
                     moment = Moment(self.step, self.model, self.optimizer, self.objective, updates)
+                    if without is not None:
+                        # One that still holds the weights of before must not be measured on by anyone.
+                        moment = replace(moment, objective=None, no_objective=without)
                     readings.extend(map(checked, probe.measure(moment)))
                     self._failures[probe.name] = 0
                 # A probe may run into anything the user's model can raise; none of it may reach the loop.
@@ -260,11 +269,17 @@ class Monitor:
         if self._journal is not None:
             self._journal.write(probe, self.step, readings, to_sinks=to_sinks)
 
-    def _account(self) -> None:
-        """What the measurements cost, for the report."""
+    def _account(self, error: BaseException | None) -> None:
+        """What the measurements cost and how the block ended, for the report."""
         training = Reading("training_seconds", self._budget.training)
         spent = [Reading("seconds", seconds, layer=probe) for probe, seconds in self._budget.spent.items()]
-        self._write("monitor", [training, *spent], to_sinks=False)
+        ended = Reading("ended", self.step, note="completed" if error is None else _in_one_line(error))
+        self._write("monitor", [training, *spent, ended], to_sinks=False)
+
+    def _close(self) -> None:
+        if self._journal is not None:
+            self._guarded(self._journal.close)
+            self._journal = None
 
     def _guarded(self, action: Callable[[], None]) -> None:
         """Whatever goes wrong on our side stays on our side."""
@@ -275,6 +290,15 @@ class Monitor:
             if "monitor" not in self._warned:
                 self._warned.add("monitor")
                 _log.warning("the monitor failed at step %d and training goes on: %r", self.step, problem)
+
+
+def _in_one_line(error: BaseException) -> str:
+    try:
+        lines = str(error).strip().splitlines()
+    # An exception of the user's own may not even print.
+    except Exception:  # noqa: BLE001
+        lines = []
+    return ": ".join([type(error).__name__, *lines[:1]])[:200]
 
 
 def _wait_for(model: nn.Module) -> None:

@@ -39,6 +39,7 @@ class Moment:
         optimizer: the torch optimizer itself, out of any wrapper; None for a checkpoint without one.
         objective: what to differentiate; present for probes that need it.
         updates: by tensor name, for probes that need updates; empty before the first step.
+        no_objective: why ``objective`` is None, where it is.
     """
 
     step: int
@@ -46,6 +47,7 @@ class Moment:
     optimizer: Optimizer | None
     objective: Objective | None = None
     updates: Mapping[str, TensorUpdate] = field(default_factory=dict)
+    no_objective: str = "no objective was given"
 
 
 @dataclass(frozen=True)

@@ -59,17 +59,17 @@ class Sharpness:
         hessian = Hessian(moment.objective)
         plain_is_known = yield from self._ratio(moment, hessian)
         if not plain_is_known:
-            value, pairs = sharpness(
+            pairs = sharpness(
                 moment.objective, hessian=hessian, tol=self.tol, start=self._warm.get("sharpness"), seed=moment.step
             )
             self._warm["sharpness"] = pairs.restart
-            yield Reading("sharpness", value)
+            yield Reading("sharpness", pairs.estimate())
 
     def _ratio(self, moment: Moment, hessian: Hessian) -> Generator[Reading, None, bool]:
         """The ratio and what it is made of; says whether that gave the plain sharpness too."""
         assert moment.objective is not None
         if moment.optimizer is None:
-            yield Reading("ratio", None, status="skipped", note="the task gives no optimizer")
+            yield Reading("ratio", None, status="skipped", note="no optimizer was given")
             return False
         try:
             measured = stability(

@@ -43,6 +43,9 @@ def facts(run: Run) -> list[tuple[str, str]]:
         of = counted(objective["parameters"], "parameter")
         known.append(("measured on", f"{terms} in {batches}, {objective['mode']} mode, {of}"))
     known.append(("last step", step_text(run).removeprefix("step ")))
+    ended = run.last("monitor", "ended")
+    if not header.get("file") and (ended is None or ended.step < run.steps):
+        known.append(("end", "none was recorded: it still runs, or was killed"))
     if cost := _cost(run):
         known.append(("cost of measuring", cost))
     if header.get("device"):

@@ -71,7 +71,7 @@ def _loss(run: Run) -> list[Finding]:
 
 def _end(run: Run) -> list[Finding]:
     ended = run.last("monitor", "ended")
-    if ended is None or ended.note in (None, COMPLETED):
+    if ended is None or ended.note in (None, COMPLETED) or ended.step < run.steps:
         return []
     return [
         _about_measuring(

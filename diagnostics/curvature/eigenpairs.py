@@ -23,7 +23,7 @@ WARM_START_NOISE = 1e-2
 """Length of the random part of a warm start."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Eigenpairs:
     """Extreme eigenvalues with their vectors and residuals.
 
@@ -55,6 +55,9 @@ class Eigenpairs:
         pairs = zip(self.values.tolist(), self.residuals.tolist(), strict=True)
         text = ", ".join(format_value(value, residual) for value, residual in pairs)
         return f"{text} ({self.how})"
+
+    def __repr__(self) -> str:
+        return f"Eigenpairs({self})"
 
 
 def top_eigenpairs(

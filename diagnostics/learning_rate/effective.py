@@ -61,7 +61,7 @@ class TensorRate:
     epsilon_share: Estimate | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EffectiveLearningRates:
     """A table with one row per tensor that the optimizer and the objective share."""
 
@@ -84,6 +84,8 @@ class EffectiveLearningRates:
             )
         return "\n".join(lines)
 
+    __repr__ = __str__
+
 
 def effective_learning_rates(model: nn.Module, optimizer: Optimizer, objective: Objective) -> EffectiveLearningRates:
     """The rate at which each tensor really trains, at the parameters and optimizer state as they are now.
@@ -95,7 +97,8 @@ def effective_learning_rates(model: nn.Module, optimizer: Optimizer, objective: 
             weights and gradient are orthogonal.
 
     Raises:
-        DiagnosticsError: the three do not belong together, or the optimizer is not understood.
+        DiagnosticsError: the three do not belong together, the optimizer is not understood, or the loss, its gradient
+            or the optimizer's state is not finite.
 
     Example:
         >>> from torch import nn
@@ -116,8 +119,9 @@ def effective_learning_rates(model: nn.Module, optimizer: Optimizer, objective: 
     if not any(id(tensor) in rules for tensor in space.tensors):
         raise DiagnosticsError("the optimizer holds none of the objective's parameters", given=type(optimizer).__name__)
     values = space.values()
-    _, flat_gradient = objective.loss_and_gradient(values)
+    loss, flat_gradient = objective.loss_and_gradient(values)
     gradients = space.unflatten(flat_gradient)
+    _require_finite(loss, dict(zip(space.names, gradients, strict=True)))
     with torch.inference_mode(False), torch.no_grad():
         norms = [_norm(value) for value in values]
         gradient_norms = [_norm(gradient) for gradient in gradients]
@@ -141,6 +145,19 @@ def effective_learning_rates(model: nn.Module, optimizer: Optimizer, objective: 
             if id(tensor) in rules
         ]
     return EffectiveLearningRates(rows)
+
+
+def _require_finite(loss: float, gradients: dict[str, Tensor]) -> None:
+    """Refuse what no rate can be read from: a cosine with NaN would only look like no scale invariance."""
+    if not math.isfinite(loss):
+        raise DiagnosticsError("the loss is not finite", given=f"{loss}", expected="a finite loss on the objective")
+    damaged = [name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())]
+    if damaged:
+        raise DiagnosticsError(
+            "the gradient is not finite",
+            given=f"NaN or infinite values for {len(damaged)} of {len(gradients)} tensors, first {damaged[0]!r}",
+            expected="a finite gradient on the objective",
+        )
 
 
 def _effective(rule: StepRule, norm: float) -> Estimate:

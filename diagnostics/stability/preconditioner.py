@@ -48,7 +48,7 @@ def scaling(optimizer: Optimizer, space: ParameterSpace) -> Scaling:
 
     Raises:
         DiagnosticsError: no selected parameter is the optimizer's, or it keeps a preconditioner but has taken no
-            step.
+            step, or one that is not positive and finite.
     """
     rules = rules_by_parameter(optimizer)
     held = [rules.get(id(tensor)) for tensor in space.tensors]
@@ -116,10 +116,17 @@ def positive_denominator(optimizer: Optimizer, name: str, tensor: Tensor, rule: 
         )
     assert rule.denominator is not None
     divisor = rule.denominator(state).to(tensor.device)
+    if damaged := int((~divisor.isfinite()).sum()):
+        raise DiagnosticsError(
+            f"the preconditioner of {name!r} is not finite",
+            given=f"a second moment that makes {damaged:,} of {divisor.numel():,} values of √v + ε NaN or infinite",
+            expected="a finite optimizer state",
+            attempt="a checkpoint from before a loss or gradient overflowed",
+        )
     if not bool((divisor > 0).all()):
         raise DiagnosticsError(
             f"the preconditioner of {name!r} is not positive",
-            given="eps=0 with coordinates that never had a gradient, or a damaged state",
+            given="eps=0 with coordinates that never had a gradient",
             expected="√v + ε > 0",
         )
     return divisor

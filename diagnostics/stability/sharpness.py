@@ -12,7 +12,7 @@ Source: Cohen et al., arXiv 2103.00065 (gradient descent), arXiv 2207.14484 (Ada
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -24,7 +24,7 @@ from diagnostics.objective import Objective
 from diagnostics.stability.preconditioner import scaling
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Stability:
     """How close a step is to the edge.
 
@@ -54,6 +54,9 @@ class Stability:
     def __str__(self) -> str:
         edge = f"curvature {self.curvature}, threshold {self.threshold:.6g} [{self.rule}]"
         return f"stability ratio {self.ratio} (1 is the edge): {edge}"
+
+    def __repr__(self) -> str:
+        return f"Stability({self})"
 
 
 def stability(
@@ -121,8 +124,8 @@ def sharpness(
     tol: float = 1e-3,
     start: Tensor | None = None,
     seed: int = 0,
-) -> tuple[Estimate, Eigenpairs]:
-    """The largest algebraic Hessian eigenvalue λmax, and the pair it came from.
+) -> Eigenpairs:
+    """The largest algebraic Hessian eigenvalue λmax with its vector; ``.estimate()`` is the value with its error.
 
     Args:
         objective: the loss to measure.
@@ -135,10 +138,9 @@ def sharpness(
         >>> import torch
         >>> model, data = torch.nn.Linear(1, 1, bias=False), (torch.ones(4, 1), torch.zeros(4, 1))
         >>> objective = Objective(model, torch.nn.MSELoss(), data)
-        >>> print(sharpness(objective)[0])
+        >>> print(sharpness(objective).estimate())
         2.0000 ± 0.0001
     """
     operator = hessian if hessian is not None else Hessian(objective)
     pairs = top_eigenpairs(operator, tol=tol, start=start, seed=seed)
-    how = f"{pairs.how}; {objective.description}"
-    return Estimate(float(pairs.values[0]), float(pairs.residuals[0]), "residual", how), pairs
+    return replace(pairs, how=f"{pairs.how}; {objective.description}")

@@ -71,7 +71,7 @@ class LayerActivity:
         return float(1.0 - 0.05 ** (1.0 / self.samples))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class UnitActivity:
     """A table with one row per non-linearity, in the order in which they run."""
 
@@ -97,6 +97,8 @@ class UnitActivity:
         ]
         return "\n".join(lines)
 
+    __repr__ = __str__
+
 
 def unit_activity(model: nn.Module, batch: Any, tau: float = 0.025) -> UnitActivity:
     """Count dormant, dead, saturated and linearised units at every non-linearity, in evaluation mode.
@@ -108,7 +110,7 @@ def unit_activity(model: nn.Module, batch: Any, tau: float = 0.025) -> UnitActiv
         tau: τ of the dormant score; .025 and .1 are customary.
 
     Raises:
-        DiagnosticsError: the batch cannot be run, or τ is negative.
+        DiagnosticsError: the batch cannot be run, τ is negative, or a pre-activation is not finite.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
@@ -163,6 +165,7 @@ class _Tally:
         self.place = site.place
         self.nonlinearity = site.nonlinearity
         self.samples = 0
+        self.non_finite = 0
         self.magnitude = torch.zeros(units, dtype=torch.float64)
         self.dead, self.saturated, self.linear = (torch.zeros(units, dtype=torch.int64) for _ in range(3))
 
@@ -174,12 +177,20 @@ class _Tally:
         with_output = torch.ones_like(flat) if site.nonlinearity.bounded else output > SILENT
         silent = (slope < FLAT) & (output <= SILENT) & (not site.nonlinearity.bounded)
         self.samples += len(output)
+        self.non_finite += int((~site.z.isfinite()).sum())
         self.magnitude += output.double().sum(0).cpu()
         self.dead += silent.sum(0).cpu()
         self.saturated += (flat & with_output).sum(0).cpu()
         self.linear += ((relative - 1).abs() <= LINEAR_SLOPE).sum(0).cpu()
 
     def row(self, tau: float) -> LayerActivity:
+        # The slope at NaN is whatever the gradient of a comparison with it is: no unit could be judged by that.
+        if self.non_finite:
+            raise DiagnosticsError(
+                f"the pre-activations at {self.place!r} are not finite",
+                given=f"{self.non_finite:,} of {self.samples * len(self.magnitude):,} values are NaN or infinite",
+                expected="finite weights and inputs",
+            )
         mean = self.magnitude / self.samples
         # A layer in which nothing fires has a mean of zero: every one of its units is then dormant.
         scores = mean / (mean.mean() + 1e-9)

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from diagnostics import Objective
 from probes.checkpoint.contents import Checkpoint
 from probes.checkpoint.load import load_checkpoint
+from probes.checkpoint.state import state_tensors
 from probes.checkpoint.task import build_task
 from probes.checkpoint.weights import survey
 from probes.header import describe_groups, describe_objective, describe_optimizer, device_name, versions
@@ -25,6 +26,8 @@ from probes.sharpness import Sharpness
 from probes.units import Units
 
 Progress = Callable[[str], None]
+
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def examine(
@@ -55,7 +58,7 @@ def examine(
     checkpoint = load_checkpoint(path, trust=trust, allow=allow)
     step = checkpoint.step or 0
     progress("surveying tensors")
-    records = list(_weights(checkpoint, step))
+    records = [*_weights(checkpoint, step), *_optimizer_state(checkpoint, step)]
     header = _header(checkpoint, task)
     if task is not None:
         progress("building the task")
@@ -103,6 +106,23 @@ def _weights(checkpoint: Checkpoint, step: int) -> Iterable[Record]:
             yield to_record("weights", step, reading)
 
 
+def _optimizer_state(checkpoint: Checkpoint, step: int) -> Iterable[Record]:
+    """How many values of the optimizer's state are not finite: they outlive weights that have been repaired."""
+    if checkpoint.optimizer is None:
+        return
+    # One tensor at a time, so that a state larger than memory can be surveyed too.
+    rows = [row for name, tensor in state_tensors(checkpoint.optimizer) for row in survey({name: tensor})]
+    read = [row for row in rows if row.non_finite is not None]
+    total = sum(row.non_finite or 0 for row in read)
+    notes = [f"{len(read)} tensors of the optimizer's state"]
+    if total:
+        worst = max(read, key=lambda row: row.non_finite or 0)
+        notes.append(f"worst: {worst.name}, {worst.non_finite:,} of {worst.elements:,} values")
+    if len(read) < len(rows):
+        notes.append(f"{len(rows) - len(read)} more could not be read as numbers")
+    yield to_record("weights", step, Reading("optimizer_non_finite", total, note="; ".join(notes)))
+
+
 def _header(checkpoint: Checkpoint, task: str | None) -> dict[str, Any]:
     size = checkpoint.path.stat().st_size
     parameters: Mapping[str, Tensor] = checkpoint.parameters
@@ -112,9 +132,10 @@ def _header(checkpoint: Checkpoint, task: str | None) -> dict[str, Any]:
         "file": f"{checkpoint.path} ({size:,} bytes, {checkpoint.format.value})",
         "versions": versions(),
         "task": task,
+        "step": checkpoint.step,
         "model": {
             "class": None,
-            "parameters": sum(tensor.numel() for tensor in parameters.values()),
+            "parameters": sum(tensor.numel() for name, tensor in parameters.items() if not name.endswith(_BUFFERS)),
             "shapes": {name: list(tensor.shape) for name, tensor in parameters.items()},
         },
         "optimizer": None

@@ -17,8 +17,11 @@ from torch.optim import Optimizer
 
 import diagnostics
 from diagnostics import DiagnosticsError, Objective
+from probes.checkpoint.errors import printable
 
 DEFAULT_NAME = "build"
+
+_KEYS_SHOWN = 8
 
 _NOT_THEIRS = (
     *(Path(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib", "purelib", "platlib")),
@@ -49,7 +52,10 @@ def build_task(
                 built = build(dict(checkpoint))
         # The user's code may raise anything, exits included; what helps is where in their file.
         except (Exception, SystemExit) as problem:
-            raise DiagnosticsError(f"task {task!r}: {name}(checkpoint) failed", given=_where(problem)) from problem
+            held = f"; the checkpoint holds {_keys(checkpoint)}" if isinstance(problem, KeyError) else ""
+            raise DiagnosticsError(
+                f"task {task!r}: {name}(checkpoint) failed", given=_where(problem) + held
+            ) from problem
     objective, optimizer = built if isinstance(built, tuple) and len(built) == 2 else (built, None)
     if not isinstance(objective, Objective) or not isinstance(optimizer, Optimizer | None):
         parts = ", ".join(type(part).__name__ for part in built) if isinstance(built, tuple) else ""
@@ -139,6 +145,12 @@ def _where(problem: BaseException) -> str:
     place = f" ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno})" if named else ""
     text = " ".join(str(problem).split())
     return f"{type(problem).__name__}: {text[:300]}{place}"
+
+
+def _keys(checkpoint: Mapping[str, Any]) -> str:
+    shown = ", ".join(f"'{printable(key)}'" for key in list(checkpoint)[:_KEYS_SHOWN])
+    more = len(checkpoint) - _KEYS_SHOWN
+    return (shown or "nothing") + (f" and {more:,} more" if more > 0 else "")
 
 
 def _is_theirs(filename: str) -> bool:

@@ -31,8 +31,8 @@ class RunWriter:
         resume: None for a new run; otherwise the step that training restarts from: later records are dropped.
 
     Raises:
-        DiagnosticsError: there is a run already and ``resume`` is None, the run there is of another model, or nothing
-            can be written there.
+        DiagnosticsError: there is a run already and ``resume`` is None, there is none and it is not, the run there is
+            of another model, or nothing can be written there.
     """
 
     def __init__(self, folder: Path, header: Mapping[str, Any], resume: int | None) -> None:
@@ -53,8 +53,15 @@ class RunWriter:
                 expected="a new folder",
                 attempt="another name, resume=STEP to continue from a checkpoint, or delete the folder",
             )
+        if resume is not None and not exists:
+            raise DiagnosticsError(
+                f"there is no run to resume in {folder}",
+                given=f"resume={resume}",
+                expected=f"a folder that a Monitor wrote, with {HEADER} and {RECORDS}",
+                attempt="resume=None to begin a new run there",
+            )
         (folder / ARRAYS).mkdir(parents=True, exist_ok=True)
-        if exists and resume is not None:
+        if resume is not None:
             _require_same_model(folder, header)
             _drop_after(folder, resume)
         else:
@@ -98,7 +105,7 @@ def _lines(records: Iterable[Record]) -> bytes:
 
 
 def _require_same_model(folder: Path, header: Mapping[str, Any]) -> None:
-    before, now = read_header(folder).get("model"), header.get("model")
+    before, now = (_identity(one.get("model")) for one in (read_header(folder), header))
     if before != now:
         raise DiagnosticsError(
             f"out: the run in {folder} is of another model",
@@ -106,6 +113,12 @@ def _require_same_model(folder: Path, header: Mapping[str, Any]) -> None:
             expected=str(before),
             attempt="another folder for this model",
         )
+
+
+def _identity(model: Any) -> dict[str, Any]:
+    """What makes a model the same model; which of its parameters train may change on the way."""
+    known = model if isinstance(model, Mapping) else {}
+    return {key: known.get(key) for key in ("class", "parameters", "hash")}
 
 
 def _drop_after(folder: Path, step: int) -> None:

@@ -101,6 +101,7 @@ def test_the_table_prints_and_turns_into_pandas() -> None:
     assert {"lr", "coordinate_rate", "coordinate_rate_error", "weight_norm", "alignment"} <= set(frame.columns)
     assert len(str(table).splitlines()) == 5
     assert "not scale-invariant" in str(table)
+    assert repr(table) == str(table), "a notebook shows the table"
 
 
 def test_importing_the_measure_does_not_import_pandas() -> None:
@@ -119,6 +120,24 @@ def test_refusals() -> None:
         effective_learning_rates(model, Adam(model.parameters()), objective)
     with pytest.raises(DiagnosticsError, match=r"no stability rule is known for this optimizer; given: NAdam"):
         effective_learning_rates(model, torch.optim.NAdam(model.parameters()), objective)
+
+
+def test_a_loss_or_gradient_that_is_not_finite_is_refused_and_not_called_scale_dependent() -> None:
+    model, optimizer, objective = _trained(SGD)
+    assert len(effective_learning_rates(model, optimizer, objective).rows) == 4
+
+    def steep(module: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        loss = module(batch[0]).mean()
+        loss.register_hook(lambda gradient: gradient * torch.inf)
+        return loss
+
+    infinite = Objective.from_loss(model, steep, [objective.batches[0]])
+    with pytest.raises(DiagnosticsError, match=r"the gradient is not finite; .* 4 of 4 tensors, first '0.weight'"):
+        effective_learning_rates(model, optimizer, infinite)
+    with torch.no_grad():
+        model[2].bias.fill_(torch.nan)
+    with pytest.raises(DiagnosticsError, match="the loss is not finite; given: nan"):
+        effective_learning_rates(model, optimizer, objective)
 
 
 def test_a_tensor_adam_has_not_moved_yet_has_rate_zero() -> None:

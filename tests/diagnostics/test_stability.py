@@ -100,6 +100,7 @@ def test_one_rule_gives_curvature_and_threshold_in_the_fields_units() -> None:
     assert (s.preconditioned, s.converged, s.note) == (False, True, "")
     assert "(2+2β)/η − λ" in str(s)
     assert "1 is the edge" in str(s)
+    assert repr(s) == f"Stability({s})"
 
 
 def test_a_diagonal_quadratic_with_chosen_second_moments_is_exact() -> None:
@@ -145,10 +146,15 @@ def test_deep_linear_chain() -> None:
         nn.init.constant_(layer.weight, 2 ** (1 / 3))
     x = torch.ones(4, 1, dtype=torch.float64)
     objective = Objective(chain, lambda outputs, targets: 0.5 * (outputs - targets).square().mean(), (x, 2 * x))
-    estimate, pairs = sharpness(objective, tol=1e-8)
+    pairs = sharpness(objective, tol=1e-8)
+    estimate = pairs.estimate()
     assert float(estimate) == pytest.approx(3 * 2 ** (4 / 3), rel=1e-9)
     assert float(estimate) == pytest.approx(7.55953, abs=1e-5)
     assert pairs.converged
+    assert pairs.how.startswith("Lanczos, ")
+    assert pairs.how.endswith(f"; {objective.description}")
+    assert repr(pairs) == f"Eigenpairs({pairs})", "no tensors in a notebook"
+    assert repr(pairs).startswith("Eigenpairs(7.5595 ± 0.0001 (Lanczos, ")
     assert float(stability(objective, SGD(chain.parameters(), lr=0.2)).ratio) == pytest.approx(0.755953, abs=1e-5)
 
 
@@ -230,9 +236,17 @@ def test_refusals(build: Callable[[], tuple[Objective, Optimizer]], words: str) 
         stability(*build())
 
 
-@pytest.mark.parametrize("damage", [0.0, float("nan")])
-def test_a_damaged_second_moment_is_refused(damage: float) -> None:
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (0.0, "is not positive; given: eps=0"),
+        (float("nan"), "is not finite; given: a second moment that makes 2 of 2 values"),
+        (float("inf"), "is not finite; given: a second moment that makes 2 of 2 values"),
+    ],
+)
+def test_a_damaged_second_moment_is_refused(damage: float, words: str) -> None:
     objective, optimizer = _trained(partial(RMSprop, eps=0.0))
+    assert float(stability(objective, optimizer).ratio) > 0
     optimizer.state[objective.model[2].bias]["square_avg"].fill_(damage)
-    with pytest.raises(DiagnosticsError, match=r"preconditioner of '2.bias' is not positive"):
+    with pytest.raises(DiagnosticsError, match=f"preconditioner of '2.bias' {words}"):
         stability(objective, optimizer)

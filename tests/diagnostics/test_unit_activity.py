@@ -189,6 +189,7 @@ def test_the_table_prints_and_turns_into_pandas() -> None:
         *("layer", "units", "dormant", "dead", "saturated", "linearised", "samples"),
     ]
     assert str(unit_activity(nn.Linear(2, 2), torch.randn(3, 2))) == "no non-linearity was seen"
+    assert repr(table) == str(table), "a notebook shows the table"
 
 
 @pytest.mark.parametrize(
@@ -203,6 +204,22 @@ def test_the_table_prints_and_turns_into_pandas() -> None:
 def test_refusals(batch: object, tau: float, words: str) -> None:
     with pytest.raises(DiagnosticsError, match=words):
         unit_activity(_planted(nn.ReLU()), batch, tau)
+
+
+@pytest.mark.parametrize("damage", [float("nan"), float("inf")])
+def test_pre_activations_that_are_not_finite_are_refused_with_their_place_and_number(damage: float) -> None:
+    """And not counted as linearised units. The first place is named, where it comes from."""
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.ReLU())
+    x, y = torch.randn(20, 6), torch.randn(20, 4)
+    healthy = unit_activity(model, x)
+    with torch.no_grad():
+        model[2].bias[1] = damage
+    message = r"the pre-activations at '3' are not finite; given: 20 of 80 values are NaN or infinite; expected: finite"
+    for batch in (x, Objective(model, nn.MSELoss(), [(x[:5], y[:5]), (x[5:], y[5:])])):
+        with pytest.raises(DiagnosticsError, match=message):
+            unit_activity(model, batch)
+    model[2].reset_parameters()
+    assert [row.layer for row in unit_activity(model, x).rows] == [row.layer for row in healthy.rows] == ["1", "3", "5"]
 
 
 def test_an_objective_of_another_model_is_refused() -> None:

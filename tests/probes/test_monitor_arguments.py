@@ -80,16 +80,29 @@ def test_a_monitor_without_probes_counts_and_logs(toy: Toy, folder: Path) -> Non
     assert [(record.step, record.probe, record.name) for record in run.records] == [
         (3, "loop", "loss"),
         (3, "monitor", "training_seconds"),
+        (3, "monitor", "ended"),
     ]
 
 
-def test_without_an_objective_probes_say_once_that_there_is_none(toy: Toy, folder: Path) -> None:
+def test_without_an_objective_probes_say_that_there_is_none(toy: Toy, folder: Path) -> None:
     with Monitor(toy.model, toy.optimizer, out=folder, every=1):
         toy.train(3)
-    skipped = [record for record in Run.open(folder).records if record.status == "skipped"]
-    assert [(record.step, record.probe, record.note) for record in skipped] == [
-        (0, name, "no objective was given") for name in ("sharpness", "learning_rate", "units")
+    run = Run.open(folder)
+    skipped = [record for record in run.records if record.status == "skipped"]
+    assert {record.note for record in skipped} == {"no objective was given"}
+    assert [(record.step, record.probe, record.name) for record in skipped] == [
+        (0, "sharpness", "measurement"),
+        (0, "learning_rate", "effective"),
+        (0, "units", "measurement"),
+        *((step, "learning_rate", "effective") for step in (1, 2, 3)),
     ]
+
+
+def test_how_far_each_step_went_is_measured_without_an_objective_too(toy: Toy, folder: Path) -> None:
+    with Monitor(toy.model, toy.optimizer, out=folder, every=1):
+        toy.train(3)
+    run = Run.open(folder)
+    assert run.series("learning_rate", "relative_update", "0.weight").steps.tolist() == [1, 2, 3]
 
 
 def test_a_model_without_parameters_can_be_watched(folder: Path) -> None:

@@ -10,7 +10,8 @@ from torch import nn
 
 from diagnostics import Objective, sharpness, stability
 from probes import Monitor, Run
-from tests.probes.toy import Toy, cross_entropy
+from probes.probe import Moment
+from tests.probes.toy import Toy, Watch, cross_entropy
 
 
 @pytest.mark.parametrize("width", [4, 9])
@@ -25,10 +26,33 @@ def test_a_replaced_layer_is_noticed_and_not_measured_by_its_old_weights(width: 
     run = Run.open(folder)
     assert run.series("sharpness", "loss").steps.tolist() == [0, 1]
     late = [record for record in run.records if record.step > 1 and record.probe != "monitor"]
-    assert {record.status for record in late} == {"skipped"}
-    assert {record.note.partition(",")[0] for record in late} == {
+    updates = [record for record in late if record.name == "relative_update"]
+    assert {record.layer for record in updates} == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert {record.status for record in updates} == {"ok"}, "taken on the weights themselves, old or new"
+    rest = [record for record in late if record not in updates]
+    assert {(record.probe, record.name) for record in rest} == {
+        ("sharpness", "measurement"),
+        ("learning_rate", "effective"),
+        ("units", "measurement"),
+    }
+    assert {record.status for record in rest} == {"skipped"}
+    assert {record.note.partition(",")[0] for record in rest} == {
         "parameters of the model were replaced after the objective was built"
     }
+
+
+def test_no_probe_is_handed_an_objective_that_holds_other_weights(folder: Path) -> None:
+    toy, seen = Toy(), []
+
+    def look(moment: Moment) -> float:
+        seen.append((moment.objective is toy.objective, moment.no_objective.partition(",")[0]))
+        return 0.0
+
+    with Monitor(toy.model, toy.optimizer, toy.objective, out=folder, probes=[Watch(look)], every=1):
+        toy.model[0] = nn.Linear(3, 4)
+        toy.step()
+    assert seen[0][0]
+    assert seen[1] == (False, "parameters of the model were replaced after the objective was built")
 
 
 def test_a_layer_put_back_is_measured_again(folder: Path) -> None:
@@ -129,4 +153,4 @@ def test_a_float64_model_is_measured_in_float64(folder: Path) -> None:
         pass
     ratio = Run.open(folder).last("sharpness", "sharpness")
     assert "float64" in ratio.note
-    assert ratio.value == pytest.approx(float(sharpness(objective, tol=1e-6)[0]), rel=0.01)
+    assert ratio.value == pytest.approx(float(sharpness(objective, tol=1e-6).estimate()), rel=0.01)

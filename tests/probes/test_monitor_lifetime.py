@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,38 @@ def test_hooks_go_and_what_the_loop_raised_comes_through(problem: type[BaseExcep
     assert Run.open(folder).last("monitor", "training_seconds") is not None
 
 
+@pytest.mark.parametrize(
+    ("problem", "note"),
+    [
+        (None, "completed"),
+        (ValueError("\nfirst line\nsecond"), "ValueError: first line"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (SystemExit(3), "SystemExit: 3"),
+        (RuntimeError("x" * 500), "RuntimeError: " + 186 * "x"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_last_record_says_how_the_block_ended(problem: BaseException | None, note: str, folder: Path) -> None:
+    toy = Toy()
+    with suppress(BaseException), Monitor(toy.model, toy.optimizer, toy.objective, out=folder):
+        toy.train(2)
+        if problem is not None:
+            raise problem
+    ended = [record for record in Run.open(folder).records if record.name == "ended"]
+    assert [(r.step, r.probe, r.value, r.status, r.note) for r in ended] == [(2, "monitor", 2.0, "ok", note)]
+
+
+def test_an_exception_that_cannot_be_printed_is_named_by_its_kind(folder: Path) -> None:
+    class Mute(Exception):  # noqa: N818
+        def __str__(self) -> str:
+            raise TypeError
+
+    toy = Toy()
+    with suppress(Mute), Monitor(toy.model, toy.optimizer, out=folder, probes=[]):
+        raise Mute
+    assert Run.open(folder).last("monitor", "ended").note == "Mute"
+
+
 @pytest.mark.parametrize("at", [0, 2, 3])
 def test_an_interrupt_in_a_measurement_stops_everything(at: int, folder: Path) -> None:
     """At step 0 Python does not call __exit__; at step 3 it is __exit__ itself that is interrupted."""
@@ -111,7 +144,9 @@ def test_an_interrupt_in_a_measurement_stops_everything(at: int, folder: Path) -
         toy.train(3)
     assert _hooks(toy.optimizer) == 0
     assert _open_files() == open_before
-    assert Run.open(folder).series("watch", "value").steps.tolist() == [step for step in (0, 2) if step < at]
+    run = Run.open(folder)
+    assert run.series("watch", "value").steps.tolist() == [step for step in (0, 2) if step < at]
+    assert run.last("monitor", "ended").note == ("KeyboardInterrupt" if at < 3 else "completed")
 
 
 def test_a_monitor_is_entered_once(folder: Path) -> None:
@@ -159,7 +194,7 @@ def test_a_probe_may_serve_a_second_run_of_another_model(used_probe: Sharpness, 
         pass
     run = Run.open(folder)
     assert {record.status for record in run.records} == {"ok"}
-    assert run.last("sharpness", "sharpness").value == pytest.approx(float(sharpness(objective)[0]), rel=0.02)
+    assert run.last("sharpness", "sharpness").value == pytest.approx(float(sharpness(objective).estimate()), rel=0.02)
 
 
 def test_after_the_block_logging_is_silent(folder: Path) -> None:

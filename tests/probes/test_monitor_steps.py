@@ -155,6 +155,8 @@ def test_the_optimizer_inside_a_wrapper_is_the_clock(folder: Path) -> None:
 
 def test_a_resumed_run_counts_on_from_its_step(toy: Toy, folder: Path) -> None:
     watch = Watch(every=10)
+    with Monitor(toy.model, toy.optimizer, out=folder, probes=[]):
+        pass
     with Monitor(toy.model, toy.optimizer, out=folder, probes=[watch], resume=38) as monitor:
         toy.train(4)
     assert monitor.step == 42

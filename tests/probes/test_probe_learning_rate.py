@@ -99,6 +99,28 @@ def test_a_tensor_that_was_all_zero_has_no_relative_update(folder: Path) -> None
     assert records[0].note == "the tensor was all zero"
 
 
+@pytest.mark.parametrize("damage", [math.nan, math.inf])
+def test_a_tensor_that_is_not_finite_is_said_to_be_and_not_called_zero(damage: float, folder: Path) -> None:
+    """From the step that destroys it on; its healthy neighbours have their updates."""
+    toy = Toy()
+    with _watched(toy, folder):
+        for _ in range(2):
+            toy.optimizer.zero_grad()
+            toy.loss().backward()
+            for tensor in toy.model.parameters():
+                tensor.grad = torch.ones_like(tensor)
+            toy.model[2].bias.grad[0] = damage
+            toy.optimizer.step()
+    run = Run.open(folder)
+    records = [r for r in run.records if r.name == "relative_update" and r.layer == "2.bias"]
+    assert {(r.status, r.value, r.note) for r in records} == {("skipped", None, "the tensor is not finite")}
+    assert [r.step for r in records] == [1, 2]
+    assert run.series("learning_rate", "relative_update", "0.weight").steps.tolist() == [1, 2]
+    notes = [r.note for r in run.records if r.name == "effective" and r.step > 0]
+    assert all(note.startswith("the loss is not finite; given: ") for note in notes)
+    assert len(notes) == 2
+
+
 def test_a_step_at_rate_zero_moves_nothing(folder: Path) -> None:
     toy = Toy(lr=0.0)
     with _watched(toy, folder):

@@ -25,7 +25,7 @@ def _run(toy: Toy, folder: Path, probe: Sharpness, steps: int = 6) -> tuple[Run,
     plain: list[Any] = []
 
     def cold(moment: Moment) -> float:
-        plain.append(sharpness(toy.objective, tol=TIGHT, seed=99)[0])
+        plain.append(sharpness(toy.objective, tol=TIGHT, seed=99).estimate())
         ready = moment.step > 0 or not isinstance(toy.optimizer, torch.optim.Adam)
         ratios.append(stability(toy.objective, toy.optimizer, tol=TIGHT, seed=99) if ready else None)
         return 0.0

@@ -14,8 +14,9 @@ import numpy
 import pytest
 import torch
 from safetensors.numpy import load_file
+from torch import nn
 
-from diagnostics import DiagnosticsError, Estimate
+from diagnostics import DiagnosticsError, Estimate, Objective
 from probes import Monitor, Run
 from probes.probe import Moment, Reading
 from tests.probes.toy import Toy, Watch
@@ -108,9 +109,33 @@ def test_the_header_says_what_was_trained_with_what(measured: Path) -> None:
     assert header["optimizer"]["class"] == "Adam"
     [group] = header["optimizer"]["groups"]
     assert (group["lr"], group["betas"]) == (0.01, [0.9, 0.999])
-    assert header["objective"] == {"loss_terms": 12.0, "batches": 1, "mode": "eval", "parameters": 26}
+    assert header["objective"] == {
+        "loss_terms": 12.0,
+        "batches": 1,
+        "mode": "eval",
+        "parameters": 26,
+        "batch_norm": 0,
+    }
+    assert header["model"]["not_in_optimizer"] == []
     assert [probe["name"] for probe in header["probes"]] == ["sharpness", "learning_rate", "units"]
     assert header["settings"] == {"every": "every 2 steps", "budget": 0.1}
+
+
+def test_the_header_names_what_the_optimizer_does_not_hold(folder: Path) -> None:
+    """Only what could train: a frozen backbone is left out on purpose."""
+    toy = Toy()
+    toy.model[0].bias.requires_grad_(False)
+    optimizer = torch.optim.SGD(toy.model[2].parameters(), lr=0.1)
+    Monitor(toy.model, optimizer, toy.objective, out=folder, probes=[])
+    assert Run.open(folder).header["model"]["not_in_optimizer"] == ["0.weight"]
+
+
+def test_the_header_counts_the_batch_normalisations_with_running_statistics(folder: Path) -> None:
+    norms = (nn.BatchNorm1d(4), nn.BatchNorm1d(4, track_running_stats=False), nn.LayerNorm(4), nn.BatchNorm1d(4))
+    model = nn.Sequential(nn.Linear(3, 4), *norms)
+    objective = Objective(model, nn.MSELoss(), (torch.randn(6, 3), torch.randn(6, 4)))
+    Monitor(model, torch.optim.SGD(model.parameters(), lr=0.1), objective, out=folder, probes=[])
+    assert Run.open(folder).header["objective"]["batch_norm"] == 2
 
 
 def test_a_header_of_odd_values_is_still_strict_json(toy: Toy, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -76,9 +77,34 @@ def test_resuming_past_the_end_drops_nothing(toy: Toy, folder: Path) -> None:
     assert run.series("watch", "value").steps.tolist() == [0, 2, 4, 100, 101]
 
 
-def test_resuming_where_nothing_is_begins_a_run(toy: Toy, folder: Path) -> None:
-    """So that a script can always say from which step it starts."""
-    assert _train(toy, folder, 2, resume=6).series("watch", "value").steps.tolist() == [6, 8]
+@pytest.mark.parametrize("step", [0, 6])
+@pytest.mark.parametrize("empty", [True, False])
+def test_resuming_where_nothing_is_is_refused_at_once(step: int, empty: bool, toy: Toy, folder: Path) -> None:
+    """A mistyped folder must not pass for a run without its beginning."""
+    if empty:
+        folder.mkdir()
+    with pytest.raises(DiagnosticsError, match=rf"there is no run to resume in .*; given: resume={step};.*resume=None"):
+        Monitor(toy.model, toy.optimizer, out=folder, resume=step)
+    assert list(folder.parent.rglob("*")) == ([folder] if empty else [])
+
+
+def test_which_parameters_the_optimizer_holds_may_change_on_the_way(toy: Toy, folder: Path) -> None:
+    _train(toy, folder, 4)
+    head = torch.optim.SGD(toy.model[2].parameters(), lr=0.1)
+    with Monitor(toy.model, head, toy.objective, out=folder, probes=[Watch()], resume=4) as monitor:
+        head.step()
+    assert monitor.step == 5
+
+
+def test_each_block_says_how_it_ended_and_the_last_counts(toy: Toy, folder: Path) -> None:
+    with suppress(ValueError), Monitor(toy.model, toy.optimizer, out=folder, probes=[]):
+        toy.train(4)
+        raise ValueError("stopped")
+    assert Run.open(folder).last("monitor", "ended").note == "ValueError: stopped"
+    with Monitor(toy.model, toy.optimizer, out=folder, probes=[], resume=4):
+        toy.train(2)
+    assert Run.open(folder).last("monitor", "ended").note == "completed"
+    assert Run.open(folder).series("monitor", "ended").steps.tolist() == [4, 6]
 
 
 def test_a_run_of_another_model_is_refused_untouched(toy: Toy, folder: Path) -> None:

@@ -101,7 +101,7 @@ def test_with_model_and_optimizer_everything_is_what_it_was_in_training(
     live = stability(trained.objective, trained.optimizer, tol=1e-6)
     assert run.last("sharpness", "ratio").value == pytest.approx(float(live.ratio), rel=1e-3)
     assert run.last("sharpness", "threshold").value == live.threshold
-    plain, _ = sharpness(trained.objective, tol=1e-6)
+    plain = sharpness(trained.objective, tol=1e-6).estimate()
     assert run.last("sharpness", "sharpness").value == pytest.approx(float(plain), rel=1e-3)
     assert run.last("sharpness", "loss").value == trained.objective.loss()
     for row in effective_learning_rates(trained.model, trained.optimizer, trained.objective).rows:
@@ -116,9 +116,7 @@ def test_with_model_and_optimizer_everything_is_what_it_was_in_training(
 def test_without_an_optimizer_what_needs_one_says_so(trained: Toy, task: str, tmp_path: Path) -> None:
     run = examine(_save(trained, tmp_path / "last.pt"), task=task)
     skipped = {(record.probe, record.name): record.note for record in run.records if record.status == "skipped"}
-    assert skipped == dict.fromkeys(
-        [("sharpness", "ratio"), ("learning_rate", "effective")], "the task gives no optimizer"
-    )
+    assert skipped == dict.fromkeys([("sharpness", "ratio"), ("learning_rate", "effective")], "no optimizer was given")
     assert run.last("sharpness", "sharpness") is not None
     assert run.last("units", "dead", "1") is not None
 
@@ -137,10 +135,50 @@ def test_weights_that_are_nan_are_found_and_do_not_stop_the_rest(trained: Toy, t
     assert run.last("weights", "non_finite", "0.weight").value == 1
     assert math.isnan(run.series("sharpness", "loss").values[0])
     assert len(run.series("sharpness", "sharpness")) == 0, "no number is made up for a curvature that is none"
-    [failed] = [record for record in run.records if record.status == "failed"]
-    assert (failed.probe, failed.name) == ("sharpness", "measurement")
-    assert "not finite" in failed.note
-    assert run.last("units", "units", "1") is not None
+    failed = [record for record in run.records if record.status == "failed"]
+    assert [(record.probe, record.name) for record in failed] == [
+        ("sharpness", "measurement"),
+        ("units", "measurement"),
+    ]
+    assert all("not finite" in record.note for record in failed)
+    assert "the pre-activations at '1' are not finite; given: 12 of 48 values" in failed[1].note
+    [rates] = [record for record in run.records if record.status == "skipped" and record.probe == "learning_rate"]
+    assert rates.note.startswith("the loss is not finite")
+    assert run.last("weights", "norm", "2.weight") is not None
+
+
+def test_an_optimizer_state_that_is_not_finite_is_found_and_its_worst_tensor_named(
+    trained: Toy, tmp_path: Path
+) -> None:
+    state = trained.optimizer.state
+    state[trained.model[0].bias]["exp_avg"][0] = math.inf
+    state[trained.model[2].weight]["exp_avg_sq"][:, :3] = math.nan
+    run = examine(_save(trained, tmp_path / "last.pt"))
+    [record] = [record for record in run.records if record.name == "optimizer_non_finite"]
+    assert (record.probe, record.layer, record.value, record.status) == ("weights", None, 7, "ok")
+    assert record.note == "12 tensors of the optimizer's state; worst: exp_avg_sq of parameter 2, 6 of 8 values"
+
+
+def test_a_healthy_optimizer_state_counts_none_and_no_optimizer_has_no_count(trained: Toy, tmp_path: Path) -> None:
+    record = examine(_save(trained, tmp_path / "last.pt")).last("weights", "optimizer_non_finite")
+    assert (record.value, record.note) == (0, "12 tensors of the optimizer's state")
+    bare = tmp_path / "bare.pt"
+    torch.save(trained.model.state_dict(), bare)
+    assert examine(bare).last("weights", "optimizer_non_finite") is None
+    stateless = Toy()
+    record = examine(_save(stateless, tmp_path / "sgd.pt")).last("weights", "optimizer_non_finite")
+    assert (record.value, record.note) == (0, "0 tensors of the optimizer's state")
+
+
+def test_buffers_are_not_parameters_and_the_step_is_only_what_the_file_says(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    torch.save(model.state_dict(), tmp_path / "bare.pt")
+    torch.save({"model": model.state_dict(), "step": 7}, tmp_path / "counted.pt")
+    header = examine(tmp_path / "bare.pt").header
+    assert header["step"] is None
+    assert header["model"]["parameters"] == 3 * 4 + 4 + 4 + 4
+    assert list(header["model"]["shapes"]) == list(model.state_dict())
+    assert examine(tmp_path / "counted.pt").header["step"] == 7
 
 
 def test_a_loss_that_is_nan_is_said_to_be(trained: Toy, task: str, tmp_path: Path) -> None:

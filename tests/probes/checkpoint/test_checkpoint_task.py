@@ -153,7 +153,7 @@ def test_a_wrong_return_says_what_came_and_what_was_expected(what: str, write: W
 
 
 BROKEN = {
-    "raises": ("def build(checkpoint):\n    x = 1\n    return checkpoint['weights']\n", "KeyError: 'weights'", 3),
+    "raises": ("def build(checkpoint):\n    x = 1\n    raise ValueError('no weights')\n", "ValueError: no weights", 3),
     "fails in a library": (
         "import torch\ndef build(checkpoint):\n    return torch.nn.Linear(2, 2)(torch.ones(3))\n",
         "RuntimeError: ",
@@ -186,6 +186,17 @@ def test_a_build_that_fails_names_the_users_file_and_line(how: str, write: Write
     assert message in text
     assert text.endswith(f"(task.py, line {line})") or line is None
     assert "\n" not in text
+
+
+def test_a_key_that_is_missing_is_answered_with_those_that_are_there(write: Write) -> None:
+    task = write("def build(checkpoint):\n    return checkpoint['weights']\n")
+    message = r"KeyError: 'weights' \(task.py, line 2\); the checkpoint holds "
+    with pytest.raises(DiagnosticsError, match=message + "'model', 'step'$"):
+        build_task(task, {"model": 1, "step": 2})
+    with pytest.raises(DiagnosticsError, match=message + "'0', '1', '2', '3', '4', '5', '6', '7' and 1,992 more$"):
+        build_task(task, {str(key): key for key in range(2000)})
+    with pytest.raises(DiagnosticsError, match=message + "nothing$"):
+        build_task(task, {})
 
 
 UNIMPORTABLE = {
