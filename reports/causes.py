@@ -8,6 +8,7 @@ from reports.finding import Finding, worst_first
 
 CONSEQUENCES: dict[str, tuple[str, ...]] = {
     "weights/finite": ("sharpness/", "learning_rate/", "units/", "training/"),
+    "units/dead_at_start": ("sharpness/", "learning_rate/", "units/", "training/"),
     "sharpness/regime": ("learning_rate/", "units/", "training/"),
     "units/dead": ("learning_rate/", "training/loss"),
 }

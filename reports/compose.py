@@ -85,9 +85,10 @@ def _skipped(run: Run) -> Table:
     What could not be measured before the first step (an optimizer without state), and was later, is left out.
     """
     groups: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    later = {record.probe for record in run.records if record.step > 0 and record.status == "ok"}
     for record in run.records:
-        before_the_start = record.step == 0 and run.last(record.probe, record.name, record.layer) is not None
-        if record.status != "ok" and not (record.status == "skipped" and before_the_start):
+        before_the_start = record.step == 0 and record.status == "skipped" and record.probe in later
+        if record.status != "ok" and not before_the_start:
             name = "" if record.name == "measurement" else record.name
             what = " ".join(part for part in (record.probe, name, record.layer) if part).replace("_", " ")
             groups[what, record.status, record.note or ""].append(record.step)

@@ -37,8 +37,7 @@ def read(run: Run) -> Chapter:
         reason = reason_missing(run, "learning_rate")
         if reason is None:
             return Chapter()
-        advice = ("An Objective and one of SGD, Adam, AdamW or RMSprop are what it needs.",)
-        findings = [unmeasured("learning_rate/rates", "The effective learning rate", reason, advice, NORM_CITATION)]
+        findings = [unmeasured("learning_rate/rates", "The effective learning rate", reason, (), NORM_CITATION)]
     return Chapter(tuple(findings), tuple(_figures(run)))
 
 

@@ -17,6 +17,7 @@ from reports.finding import Finding, Level
 
 CITATION = "Sokar et al., arXiv 2302.12902; Lyle et al., arXiv 2402.18762"
 
+FROM_THE_START = ", from step"
 NOTABLE = 0.25
 SEVERE = 0.5
 
@@ -81,6 +82,13 @@ _KINDS = (
 )
 
 
+_AT_START = (
+    "It was so at the first measurement: look at the initialisation (biases above all) and the scale of the inputs, "
+    "not at the learning rate.",
+    "A checkpoint that was loaded may have brought it: look at the run it came from.",
+)
+
+
 def read(run: Run) -> Chapter:
     """Findings and figures about units."""
     layers = run.layers("units", "units")
@@ -88,8 +96,7 @@ def read(run: Run) -> Chapter:
         reason = reason_missing(run, "units")
         if reason is None:
             return Chapter()
-        advice = ("An Objective, and a model with element-wise non-linearities, are what it needs.",)
-        return Chapter((unmeasured("units/activity", "Unit activity", reason, advice, CITATION),))
+        return Chapter((unmeasured("units/activity", "Unit activity", reason, (), CITATION),))
     found = [finding for kind in _KINDS if (finding := _verdict(run, kind, layers)) is not None]
     return Chapter(tuple(found or [_all_well(run, layers)]), tuple(_figures(run, layers)))
 
@@ -118,15 +125,17 @@ def _verdict(run: Run, kind: _Kind, layers: list[str]) -> Finding | None:
     affected = sum(share >= NOTABLE for share in shares.values())
     others = f" ({affected} of {len(shares)} non-linearities)" if len(shares) > 1 else ""
     family = method_of(run.last("units", "units", worst)).partition(",")[0]
+    since = _since(run, kind.name, worst)
+    at_start = kind.severe and since.startswith(FROM_THE_START)
     return Finding(
-        id=f"units/{kind.name}",
+        id=f"units/{kind.name}" + ("_at_start" if at_start else ""),
         level=level,
         claim=f"{counts[worst]} of {totals[worst]} units at layer {short(worst)} ({family}) {kind.condition}"
-        f"{_since(run, kind.name, worst)}{others}.",
+        f"{since}{others}.",
         value=exact(shares[worst], method_of(record)),
         threshold=f"{NOTABLE:.0%} of a layer" + (f"; {SEVERE:.0%} is a failure" if kind.severe else ""),
         meaning=kind.meaning,
-        advice=kind.advice,
+        advice=_AT_START if at_start else kind.advice,
         evidence=(f"units-{kind.name}",) if len(run.series("units", kind.name, worst)) > 1 else (),
         method=method_of(record),
         citation=CITATION,
@@ -140,7 +149,7 @@ def _since(run: Run, kind: str, layer: str) -> str:
         return ""
     fine = numpy.flatnonzero(~(counts.values >= NOTABLE * totals.values))
     if not len(fine):
-        return f", from step {int(counts.steps[0])} on"
+        return f"{FROM_THE_START} {int(counts.steps[0])} on"
     return f", since step {int(counts.steps[fine[-1] + 1])}" if fine[-1] + 1 < len(counts) else ""
 
 

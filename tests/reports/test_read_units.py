@@ -57,3 +57,12 @@ def test_a_model_without_nonlinearities_is_unmeasured() -> None:
     (finding,) = units.read(Run({}, [skipped])).findings
     assert finding.level == "unmeasured"
     assert "ran no non-linearity" in finding.claim
+
+
+def test_death_at_the_first_measurement_is_put_down_to_the_start_and_later_death_to_training() -> None:
+    early, late = (units.read(run_with("dead", counts)).findings[0] for counts in ([60.0, 60.0], [0.0, 60.0]))
+    assert (early.id, late.id) == ("units/dead_at_start", "units/dead")
+    assert "from step 0 on" in early.claim
+    assert "since step 10" in late.claim
+    assert "initialisation" in early.advice[0]
+    assert "learning rate" in late.advice[0]

@@ -103,3 +103,10 @@ def test_a_long_run_stays_small_and_keeps_its_spike(tmp_path: Path) -> None:
     page = Report.from_run(run_of(quantities, every=100)).save(tmp_path / "report.html")
     assert page.stat().st_size < 2_000_000
     assert "1.23" in page.read_text(encoding="utf-8")
+
+
+def test_what_could_not_be_measured_before_the_first_step_is_no_gap_unless_it_stays_one() -> None:
+    skip = Record(step=0, time=0.0, probe="sharpness", name="ratio", status="skipped", note="no preconditioner yet")
+    later = Record(step=5, time=0.0, probe="sharpness", name="ratio", value=0.5)
+    assert Report.from_run(Run({}, [skip, later])).document.skipped.rows == ()
+    assert len(Report.from_run(Run({}, [skip])).document.skipped.rows) == 1
