@@ -148,7 +148,9 @@ def _frozen(run: Run) -> list[Finding]:
 
 
 def _not_training(id: str, names: list[str], claim: str, meaning: str, advice: tuple[str, ...], method: str) -> Finding:
-    shown = ", ".join(short(name) for name in names[:4]) + (", ..." if len(names) > 4 else "")
+    shown = ", ".join(short(name) for name in names[:4])
+    if len(names) > 4:
+        shown += f" and {len(names) - 4} more"
     return Finding(
         id=f"learning_rate/{id}",
         level="warn",

@@ -110,7 +110,7 @@ def _all_zero(run: Run, values: dict[str, dict[str, float | None]]) -> list[Find
             id="weights/zero",
             level="warn",
             claim=f"{counted(len(zero), 'weight matrix')} all zero: {', '.join(short(name) for name in zero[:4])}"
-            + (", ..." if len(zero) > 4 else "")
+            + (f" and {len(zero) - 4} more" if len(zero) > 4 else "")
             + ".",
             value=exact(len(zero), "every entry counted"),
             threshold="none",
