@@ -19,7 +19,7 @@ FLAGS = (
     "--no-first-run",
     "--hide-scrollbars",
 )
-WIDTH, HEIGHT = 860, 1000
+WIDTH, HEIGHT = 860, 1180
 TARGET = Path(__file__).resolve().with_name("report.png")
 
 
