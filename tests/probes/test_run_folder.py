@@ -103,7 +103,7 @@ def test_the_header_says_what_was_trained_with_what(measured: Path) -> None:
     assert header["schema_version"] == 1
     assert header["argv"] == sys.argv
     assert header["versions"]["torch"] == torch.__version__
-    assert header["device"] == "CPU, 1 threads"
+    assert header["device"] == "CPU, 1 thread"
     assert header["model"]["shapes"] == {"0.weight": [4, 3], "0.bias": [4], "2.weight": [2, 4], "2.bias": [2]}
     assert (header["model"]["class"], header["model"]["parameters"]) == ("Sequential", 26)
     assert header["optimizer"]["class"] == "Adam"
