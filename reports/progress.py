@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,48 +18,42 @@ class Bar:
 
     def __init__(self, progress: Progress, total: int, text: str) -> None:
         self._progress = progress
-        self._text = text
-        self._total = total
-        self._done = 0
-        self._began = time.monotonic()
         self._task = progress.add_task(text, total=total)
-        self._said = False
+        self._begun = 0
 
     def stage(self, text: str) -> None:
         """The next of ``total`` stages begins."""
-        self.to(self._done + 1, text, completed=self._done)
+        self._progress.update(self._task, completed=self._begun, description=text)
+        self._begun += 1
 
-    def to(self, done: int, text: str | None = None, completed: int | None = None) -> None:
+    def to(self, done: int) -> None:
         """So much is done."""
-        self._done = done
-        self._text = text or self._text
-        late = time.monotonic() - self._began > PATIENCE
-        if self._progress.console.is_terminal:
-            if late and not self._progress.live.is_started:
-                self._progress.start()
-            self._progress.update(
-                self._task, completed=done if completed is None else completed, description=self._text
-            )
-        elif late and not self._said:
-            # A log file gets one line, not a bar.
-            self._progress.console.print(f"{self._text} ...", highlight=False)
-            self._said = True
+        self._progress.update(self._task, completed=done)
 
 
 @contextmanager
 def progress(total: int, text: str) -> Iterator[Bar]:
-    """A bar for the work inside the block."""
+    """A bar for the work inside the block: on a terminal; a log file gets one line."""
     columns = (
         TextColumn("{task.description:<28}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=16),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
     shown = Progress(*columns, console=Console(stderr=True), transient=True)
+    terminal = shown.console.is_terminal
+    # From a timer, so that it also appears when the work sits in one long stage.
+    appear = threading.Timer(
+        PATIENCE, shown.start if terminal else lambda: shown.console.print(f"{text} ...", highlight=False)
+    )
+    appear.daemon = True
+    appear.start()
     try:
         yield Bar(shown, total, text)
     finally:
-        if shown.live.is_started:
+        appear.cancel()
+        appear.join()
+        if terminal:
             shown.stop()

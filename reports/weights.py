@@ -49,7 +49,7 @@ def _finite(values: dict[str, dict[str, float | None]]) -> Finding:
     broken = {name: count for name, count in counts.items() if count}
     elements = int(sum(row["elements"] or 0 for row in values.values()))
     if not broken:
-        claim = f"All {elements:,} numbers in {len(counts)} tensors are finite."
+        claim = f"All {elements:,} numbers in {counted(len(counts), 'tensor')} are finite."
     else:
         worst = max(broken, key=lambda name: broken[name])
         claim = (
