@@ -14,6 +14,7 @@ Forward-over-backward is never taken: torch has returned wrong values for normal
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -117,7 +118,7 @@ class _CentralDifferences:
         if length == 0.0:
             return torch.zeros_like(vector)
         product = self._difference(vector, self._reach / length)
-        if self.error != self.error:
+        if math.isnan(self.error):
             # A second step size, once: what changes between the two is truncation and rounding, not curvature.
             other = self._difference(vector, 0.5 * self._reach / length)
             size = float(torch.linalg.vector_norm(product))
