@@ -62,25 +62,28 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 def _optimizer(run: Run, optimizer: dict[str, Any]) -> str:
     groups = optimizer.get("groups", [])
+    rates = _rates(run)
     texts = [
-        ", ".join(_setting(key, group[key]) for key in _SHOWN if key in group and (key == "lr" or group[key]))
+        ", ".join(
+            f"lr {rates}" if key == "lr" and rates else _setting(key, group[key])
+            for key in _SHOWN
+            if key in group and (key == "lr" or group[key])
+        )
         for group in groups[:3]
     ]
     more = f" and {counted(len(groups) - 3, 'more group')}" if len(groups) > 3 else ""
-    return f"{optimizer.get('class') or 'optimizer'} {'; '.join(texts)}{more}{_schedule(run)}"
+    return f"{optimizer.get('class') or 'optimizer'} {'; '.join(texts)}{more}"
 
 
 def _setting(key: str, value: Any) -> str:
     return f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
 
 
-def _schedule(run: Run) -> str:
-    """The range of learning rates that were seen, when there was more than one."""
-    layers = run.layers("learning_rate", "lr")
-    values = run.series("learning_rate", "lr", layers[0]).values.tolist() if layers else []
-    if not values or min(values) == max(values):
-        return ""
-    return f" (lr {min(values):.3g} to {max(values):.3g} over the run)"
+def _rates(run: Run) -> str:
+    """The range of learning rates that were seen, when there was more than one: the header knows only the first."""
+    seen = [run.series("learning_rate", "lr", layer).values for layer in run.layers("learning_rate", "lr")[:1]]
+    values = [value for one in seen for value in one.tolist()]
+    return f"{min(values):.3g} to {max(values):.3g}" if values and min(values) < max(values) else ""
 
 
 def _cost(run: Run) -> str:

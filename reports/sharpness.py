@@ -36,7 +36,10 @@ def _rise(run: Run, sharpness: Series) -> list[Finding]:
     claim = f"Sharpness (largest Hessian eigenvalue) is {now} at step {last.step}"
     if len(finite) > 1:
         highest = int(sharpness.steps[int(numpy.nanargmax(sharpness.values))])
-        claim += f"; it began at {finite[0]:.4g} and was highest, {finite.max():.4g}, at step {highest}"
+        if finite[0] == finite.max():
+            claim += f"; it began at its highest, {finite[0]:.4g}"
+        else:
+            claim += f"; it began at {finite[0]:.4g} and was highest, {finite.max():.4g}, at step {highest}"
     return [
         Finding(
             id="sharpness/curvature",

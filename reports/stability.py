@@ -129,6 +129,8 @@ def _numbers(judged: Verdict, now: str, step: int, ratio: Series, loss: Series) 
         text += f", {'up' if judged.last > judged.first else 'down'} from {judged.first:.2g}"
         if judged.regime == "catapult":
             text += f", after {judged.peak:.3g} at step {judged.peak_step}"
+        elif judged.regime == "stable" and judged.peak > max(judged.first, 2 * judged.last):
+            text += f", highest {judged.peak:.2g} at step {judged.peak_step}"
         elif judged.regime == "edge" and judged.reached not in (None, int(ratio.steps[0])):
             text += f", near the edge since step {judged.reached}"
     return text

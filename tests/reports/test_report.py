@@ -110,3 +110,13 @@ def test_what_could_not_be_measured_before_the_first_step_is_no_gap_unless_it_st
     later = Record(step=5, time=0.0, probe="sharpness", name="ratio", value=0.5)
     assert Report.from_run(Run({}, [skip, later])).document.skipped.rows == ()
     assert len(Report.from_run(Run({}, [skip])).document.skipped.rows) == 1
+
+
+def test_a_scheduled_rate_is_shown_as_its_range_and_a_fixed_one_as_itself() -> None:
+    header = {"optimizer": {"class": "AdamW", "groups": [{"lr": 0.0, "betas": [0.9, 0.999], "weight_decay": 0}]}}
+
+    def summary(rates: list[float]) -> str:
+        return Report.from_run(run_of({("learning_rate", "lr", "w"): rates}, header)).document.summary
+
+    assert summary([1e-3, 3e-3, 1e-6]).startswith("AdamW lr 1e-06 to 0.003, betas [0.9, 0.999] · ")
+    assert summary([0.0, 0.0]).startswith("AdamW lr 0, betas [0.9, 0.999] · ")
