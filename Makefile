@@ -11,7 +11,7 @@ SETTINGS := setup.cfg pyproject.toml constraints.txt
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/installed ## train on real data with probes, then open the reports it names
+demo: $(VENV)/installed ## train on real data with probes; ends with the paths of its reports
 	$(BIN)/diagnose demo
 
 test: $(VENV)/installed-dev lint ## lint, types, import rule, and all tests
