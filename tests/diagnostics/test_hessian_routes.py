@@ -12,14 +12,18 @@ from tests.cases import WEIGHT_NORM
 from tests.reference.dense_hessian import differenced_hessian
 
 
-class OnceTanh(torch.autograd.Function):
-    """A fused kernel that says it has only a first derivative."""
+class FusedTanh(torch.autograd.Function):
+    """A fused kernel; how its backward stands in the way of a second derivative is the business of each below."""
 
     @staticmethod
     def forward(ctx: object, x: Tensor) -> Tensor:
         y = x.tanh()
         ctx.save_for_backward(y)
         return y
+
+
+class OnceTanh(FusedTanh):
+    """A fused kernel that says it has only a first derivative."""
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -28,14 +32,8 @@ class OnceTanh(torch.autograd.Function):
         return gradient * (1 - y * y)
 
 
-class SilentTanh(torch.autograd.Function):
+class SilentTanh(FusedTanh):
     """A fused kernel whose backward is opaque to autograd and does not say so."""
-
-    @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
-        y = x.tanh()
-        ctx.save_for_backward(y)
-        return y
 
     @staticmethod
     def backward(ctx: object, gradient: Tensor) -> Tensor:
@@ -43,14 +41,8 @@ class SilentTanh(torch.autograd.Function):
         return gradient * torch.from_numpy(1 - y.detach().numpy() ** 2)
 
 
-class Refusing(torch.autograd.Function):
+class Refusing(FusedTanh):
     """A fused kernel that refuses to be differentiated while a graph is built."""
-
-    @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
-        y = x.tanh()
-        ctx.save_for_backward(y)
-        return y
 
     @staticmethod
     def backward(ctx: object, gradient: Tensor) -> Tensor:

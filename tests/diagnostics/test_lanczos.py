@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -131,10 +129,8 @@ def test_shift_scale_rotation_and_sign(seed: int, shift: float, scale: float, si
 def test_nine_outliers_over_a_bulk_of_twenty_thousand_are_found_once_each(dtype: torch.dtype) -> None:
     outliers = torch.tensor([100.0, 50, 30, 20, 10, 5, 3, 2, 1], dtype=torch.float64)
     bulk = 1e-3 * torch.randn(20_000 - 9, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    began = time.perf_counter()
     operator = Diagonal(torch.cat([bulk, outliers]).to(dtype))
     pairs = top_eigenpairs(operator, k=12)
-    assert time.perf_counter() - began < 5
     torch.testing.assert_close(pairs.values[:9], outliers, rtol=1e-4, atol=0)
     assert float(pairs.values[9:].max()) < 0.01, "no copies: what follows is the edge of the bulk"
     assert pairs.matvecs == operator.products < 250
