@@ -134,12 +134,12 @@ class Objective:
         """
 
         def loss_of_dict(module: nn.Module, batch: Batch) -> Tensor:
-            loss = module(**batch).loss
+            loss: Tensor | None = module(**batch).loss
             if loss is None:
                 raise DiagnosticsError(
                     "the model returned no loss", given=describe(batch), expected="a batch with 'labels'"
                 )
-            return loss  # type: ignore[no-any-return]
+            return loss
 
         drawn = draw([batches] if isinstance(batches, Mapping) else batches, limit)
         for index, batch in enumerate(drawn):
@@ -242,7 +242,8 @@ class Objective:
         state = {f"model.{name}": _plain(tensor) for name, tensor in self.model.named_parameters()}
         state.update({f"model.{name}": buffer.clone() for name, buffer in self.model.named_buffers()})
         state.update({f"model.{name}": value for name, value in zip(self.space.names, values, strict=True)})
-        return functional_call(self._stage, state, (action,))  # type: ignore[no-any-return]
+        result: T = functional_call(self._stage, state, (action,))
+        return result
 
     def surroundings(self) -> tuple[int, ...]:
         """A fingerprint of what L depends on beside θ: it changes when a frozen parameter or a buffer is written to."""

@@ -7,7 +7,7 @@ from functools import partial
 import numpy
 from matplotlib.figure import Figure as Canvas
 
-from diagnostics.estimate import Estimate, exact
+from diagnostics.estimate import exact
 from probes.run import Run
 from probes.run.reader import Series
 from reports import palette
@@ -187,7 +187,7 @@ def _implicit_decay(run: Run) -> list[Finding]:
             id="learning_rate/effective",
             level="warn" if advice else "ok",
             claim=claim,
-            value=exact(len(layers), method) if share is None else Estimate(share, 1e-3 * share, "bound", method),
+            value=exact(len(layers) if share is None else share, method),
             threshold=f"below {DECAYED:.0%} of the schedule is reported" if shares else "",
             meaning=meaning,
             advice=advice,
@@ -276,67 +276,50 @@ def _epsilon(run: Run) -> list[Finding]:
 
 def _figures(run: Run) -> list[Figure]:
     figures = []
-    matrices = [name for name in _matrices(run) if len(run.series("learning_rate", "relative_update", name)) > 1]
-    if matrices:
-        chosen = _spread(matrices, [run.series("learning_rate", "relative_update", name) for name in matrices])
-        figures.append(
-            _figure(
-                "update-size",
-                "Size of updates",
-                "Norm of the realised step over the norm of the tensor. Around 10⁻³ (dashed) is customary."
-                + _out_of(chosen, matrices),
-                chosen,
-                "relative update",
-                Edge(1e-3, "customary"),
-            )
-        )
-    invariant = [
-        name
-        for name in run.layers("learning_rate", "effective")
-        if len(run.series("learning_rate", "effective", name)) > 1
-    ]
-    if invariant:
-        chosen = _spread(invariant, [run.series("learning_rate", "effective", name) for name in invariant])
-        figures.append(
-            _figure(
-                "effective-rate",
-                "Effective learning rate of scale-invariant tensors",
-                "η/‖w‖² for SGD, η/‖w‖ for adaptive optimizers: the rate at which the direction of w can change."
-                + _out_of(chosen, invariant),
-                chosen,
-                "effective learning rate",
-                None,
-            )
-        )
+    for id, quantity, ylabel, names, title, caption, edge in (
+        (
+            "update-size",
+            "relative_update",
+            "relative update",
+            _matrices(run),
+            "Size of updates",
+            "Norm of the realised step over the norm of the tensor. Around 10⁻³ (dashed) is customary.",
+            Edge(1e-3, "customary"),
+        ),
+        (
+            "effective-rate",
+            "effective",
+            "effective learning rate",
+            run.layers("learning_rate", "effective"),
+            "Effective learning rate of scale-invariant tensors",
+            "η/‖w‖² for SGD, η/‖w‖ for adaptive optimizers: the rate at which the direction of w can change.",
+            None,
+        ),
+    ):
+        series = {name: one for name in names if len(one := run.series("learning_rate", quantity, name)) > 1}
+        if series:
+            figures.append(_figure(id, title, caption, series, ylabel, edge))
     return figures
 
 
-def _spread(names: list[str], series: list[Series]) -> list[tuple[str, Series]]:
+def _figure(id: str, title: str, caption: str, series: dict[str, Series], ylabel: str, edge: Edge | None) -> Figure:
     """A few curves that span the layers from first to last, when there are too many to tell apart."""
-    if len(names) <= MOST_CURVES:
-        return list(zip(names, series, strict=True))
-    places = numpy.unique(numpy.linspace(0, len(names) - 1, MOST_CURVES).round().astype(int))
-    return [(names[place], series[place]) for place in places]
-
-
-def _out_of(chosen: list[tuple[str, Series]], names: list[str]) -> str:
-    return "" if len(chosen) == len(names) else f" {len(chosen)} of {len(names)} tensors, spread over the depth."
-
-
-def _figure(
-    id: str, title: str, caption: str, chosen: list[tuple[str, Series]], ylabel: str, edge: Edge | None
-) -> Figure:
+    names = list(series)
+    if len(names) > MOST_CURVES:
+        places = numpy.unique(numpy.linspace(0, len(names) - 1, MOST_CURVES).round().astype(int))
+        caption += f" {len(places)} of {len(names)} tensors, spread over the depth."
+        names = [names[place] for place in places]
     curves = [
-        Line(short(name), one, color=palette.SERIES[index % len(palette.SERIES)])
-        for index, (name, one) in enumerate(chosen)
+        Line(short(name), series[name], color=palette.SERIES[index % len(palette.SERIES)])
+        for index, name in enumerate(names)
     ]
     return Figure(
         id=id,
         title=title,
         caption=caption,
-        alt=f"{title} over steps for {len(chosen)} tensors, log scale.",
+        alt=f"{title} over steps for {counted(len(names), 'tensor')}, log scale.",
         draw=partial(_draw, curves, ylabel, edge),
-        table=step_table(tuple(name for name, _ in chosen), [one for _, one in chosen]),
+        table=step_table(names, [series[name] for name in names]),
     )
 
 
