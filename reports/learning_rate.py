@@ -215,7 +215,7 @@ def _reading_of_invariance(
         "rate "
         "like a schedule nobody wrote. Late in training that looks like loss of plasticity."
     )
-    found = f"{counted(len(layers), 'tensor')} of {measured} scale-invariant"
+    found = f"{len(layers)} of {counted(measured, 'tensor')} {'is' if len(layers) == 1 else 'are'} scale-invariant"
     if share is None:
         return f"{found}; one measurement shows no trend.", meaning, ()
     if share >= 0.995:

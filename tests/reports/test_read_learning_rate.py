@@ -111,7 +111,7 @@ def test_a_tensor_that_passed_the_test_of_invariance_once_is_not_called_invarian
     once = run_of({**rates, ("learning_rate", "effective", "a.weight"): [1.0]}, HEADER)
     always = run_of({**rates, ("learning_rate", "effective", "a.weight"): [1.0, 1.0, 1.0, 1.0]}, HEADER)
     assert learning_rate.read(once).findings[0].claim.startswith("No tensor is scale-invariant")
-    assert learning_rate.read(always).findings[0].claim.startswith("1 tensor of 1 scale-invariant")
+    assert learning_rate.read(always).findings[0].claim.startswith("1 of 1 tensor is scale-invariant")
 
 
 def test_invariance_is_not_judged_where_batch_normalisation_was_switched_off() -> None:
