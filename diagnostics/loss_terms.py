@@ -64,7 +64,7 @@ def pair_terms(loss: Callable[..., Tensor], targets: Any) -> float:
         >>> pair_terms(nn.CrossEntropyLoss(), torch.tensor([1, 2, -100]))
         2.0
     """
-    loss = _as_module(loss)
+    loss = as_module(loss)
     if getattr(loss, "reduction", "mean") == "sum":
         return 1.0
     if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) and isinstance(targets, Tensor):
@@ -77,7 +77,7 @@ def pair_terms(loss: Callable[..., Tensor], targets: Any) -> float:
     return leading_dimension(targets)
 
 
-def _as_module(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def as_module(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """``F.cross_entropy``, or a partial of it, as the module that says how it reduces."""
     function, settings = (loss.func, loss.keywords) if isinstance(loss, partial) else (loss, {})
     for known, module in _MODULE_OF_FUNCTION.items():
@@ -93,7 +93,11 @@ def huggingface_terms(model: nn.Module, batch: Mapping[str, Any]) -> float:
         return leading_dimension(batch)
     if labels.is_floating_point() or labels.ndim < 2:
         return float(labels.shape[0]) if labels.is_floating_point() else float((labels != -100).sum())
+    return float(torch.sum((labels[:, 1:] if shifts_labels(model) else labels) != -100))
+
+
+def shifts_labels(model: nn.Module) -> bool:
+    """Whether a Hugging Face model predicts each label from the positions before it."""
     # Subclasses keep the loss of the class they extend, whatever they are called.
     kinds = (kind.__name__ for kind in type(model).__mro__)
-    shifted = any(kind.endswith(("ForCausalLM", "LMHeadModel", "DoubleHeadsModel")) for kind in kinds)
-    return float(torch.sum((labels[:, 1:] if shifted else labels) != -100))
+    return any(kind.endswith(("ForCausalLM", "LMHeadModel", "DoubleHeadsModel")) for kind in kinds)

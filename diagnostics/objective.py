@@ -18,11 +18,12 @@ from torch.utils._pytree import tree_map
 
 from diagnostics.batches import describe, draw, is_pair_of_tensors, keep
 from diagnostics.errors import DiagnosticsError
-from diagnostics.loss_terms import huggingface_terms, leading_dimension, pair_terms
+from diagnostics.forms import Batch, Form, FunctionForm, MappingForm, PairForm
+from diagnostics.loss_terms import leading_dimension
+from diagnostics.output_loss import OutputLoss
 from diagnostics.parameters import ParameterSpace, Selection, unwrap
 from diagnostics.quiet import Mode, quiet, reseed
 
-Batch = Any
 T = TypeVar("T")
 LossFunction = Callable[[nn.Module, Batch], Tensor]
 
@@ -70,10 +71,6 @@ class Objective:
                 attempt="nn.CrossEntropyLoss(), or Objective.from_loss(model, loss_fn, batches)",
             )
 
-        def loss_of_pair(module: nn.Module, batch: Batch) -> Tensor:
-            inputs, targets = batch
-            return loss(module(inputs), targets)
-
         drawn = draw([batches] if is_pair_of_tensors(batches) else batches, limit)
         for index, batch in enumerate(drawn):
             if not (isinstance(batch, Sequence) and len(batch) == 2):
@@ -83,7 +80,7 @@ class Objective:
                     expected="a pair, as a DataLoader over (inputs, targets) yields",
                     attempt="Objective.from_loss(model, loss_fn, batches) for batches of any form",
                 )
-        self._set_up(model, loss_of_pair, drawn, lambda batch: pair_terms(loss, batch[1]), params, mode)
+        self._set_up(model, PairForm(loss), drawn, params, mode)
 
     @classmethod
     def from_loss(
@@ -115,7 +112,7 @@ class Objective:
             (4.0, 3.0)
         """
         self = cls.__new__(cls)
-        self._set_up(model, loss_fn, draw(batches, limit), terms, params, mode)
+        self._set_up(model, FunctionForm(loss_fn, terms), draw(batches, limit), params, mode)
         return self
 
     @classmethod
@@ -132,15 +129,6 @@ class Objective:
 
         A batch counts by its labels that are not ``-100`` (shifted by one for causal language models).
         """
-
-        def loss_of_dict(module: nn.Module, batch: Batch) -> Tensor:
-            loss: Tensor | None = module(**batch).loss
-            if loss is None:
-                raise DiagnosticsError(
-                    "the model returned no loss", given=describe(batch), expected="a batch with 'labels'"
-                )
-            return loss
-
         drawn = draw([batches] if isinstance(batches, Mapping) else batches, limit)
         for index, batch in enumerate(drawn):
             if not isinstance(batch, Mapping):
@@ -148,19 +136,10 @@ class Objective:
                     f"batches[{index}] is not a mapping", given=describe(batch), expected="a dict for model(**batch)"
                 )
         self = cls.__new__(cls)
-        plain = unwrap(model)
-        self._set_up(model, loss_of_dict, drawn, lambda batch: huggingface_terms(plain, batch), params, mode)
+        self._set_up(model, MappingForm(), drawn, params, mode)
         return self
 
-    def _set_up(
-        self,
-        model: nn.Module,
-        loss_fn: LossFunction,
-        drawn: list[Batch],
-        terms: Callable[[Batch], float],
-        params: Selection,
-        mode: Mode,
-    ) -> None:
+    def _set_up(self, model: nn.Module, form: Form, drawn: list[Batch], params: Selection, mode: Mode) -> None:
         if not isinstance(model, nn.Module):
             raise DiagnosticsError("model is not a module", given=type(model).__name__, expected="an nn.Module")
         if mode not in ("eval", "train"):
@@ -169,7 +148,7 @@ class Objective:
         self.mode: Mode = mode
         self.space = ParameterSpace(self.model, params)
         self.batches: tuple[Batch, ...] = tuple(keep(batch, self.space.device) for batch in drawn)
-        self.terms: tuple[float, ...] = tuple(float(terms(batch)) for batch in self.batches)
+        self.terms: tuple[float, ...] = tuple(float(form.terms(self.model, batch)) for batch in self.batches)
         total = sum(self.terms)
         if not (total > 0 and math.isfinite(total)):
             raise DiagnosticsError(
@@ -178,7 +157,7 @@ class Objective:
                 expected="at least one example (or unmasked label)",
             )
         self.weights: tuple[float, ...] = tuple(count / total for count in self.terms)
-        self._loss_fn = loss_fn
+        self._form = form
         self._stage = _Stage(self.model)
         self.verified_routes: set[str] = set()
         """Routes to a second derivative that have been seen to agree with central differences on this model."""
@@ -202,11 +181,8 @@ class Objective:
             index: which batch.
             values: one tensor per selected parameter.
         """
-        # The same numbers for dropout on every call, whatever was drawn before.
-        reseed(index)
-        # Models may begin with an in-place operation: hand out a copy, keep the batch.
-        batch = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, self.batches[index])
-        loss = self.placed(values, lambda: self._loss_fn(self.model, batch))
+        batch = self._fresh(index)
+        loss = self.placed(values, lambda: self._form.loss(self.model, batch))
         if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point()):
             raise DiagnosticsError(
                 "the loss is not a scalar",
@@ -215,6 +191,22 @@ class Objective:
                 attempt="reduction='mean' in the loss",
             )
         return loss.reshape(())
+
+    def batch_outputs(self, index: int, values: Sequence[Tensor]) -> OutputLoss:
+        """The model's outputs on a batch with ℓ_b computed from them, in one graph. To be called inside ``quiet``.
+
+        Raises:
+            DiagnosticsError: the outputs cannot be seen, as in an Objective made with ``from_loss``.
+        """
+        batch = self._fresh(index)
+        return self.placed(values, lambda: self._form.at_outputs(self.model, batch))
+
+    def _fresh(self, index: int) -> Batch:
+        """A batch as it was drawn, and the random state that goes with it."""
+        # The same numbers for dropout on every call, whatever was drawn before.
+        reseed(index)
+        # Models may begin with an in-place operation: hand out a copy, keep the batch.
+        return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, self.batches[index])
 
     def batch_gradient(
         self, index: int, leaves: Sequence[Tensor], create_graph: bool = False

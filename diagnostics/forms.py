@@ -1,0 +1,174 @@
+"""The three forms in which a model, its loss and a batch go together.
+
+A form says what the trainer's loss on a batch is, how many loss terms it holds, and, where it can be seen, what the
+model puts out before the loss: Gauss-Newton, Fisher and the tangent kernel need the two apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diagnostics.batches import describe
+from diagnostics.errors import DiagnosticsError
+from diagnostics.loss_terms import as_module, huggingface_terms, pair_terms, shifts_labels
+from diagnostics.output_loss import Categorical, Elementwise, OutputLoss
+
+Batch = Any
+
+
+class Form(Protocol):
+    """How a loss comes out of a model and a batch."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss that the trainer sees, a scalar."""
+
+    def terms(self, model: nn.Module, batch: Batch) -> float:
+        """How many loss terms the batch holds."""
+
+    def at_outputs(self, model: nn.Module, batch: Batch) -> OutputLoss:
+        """The outputs and the loss computed from them, in one graph."""
+
+
+@dataclass(frozen=True)
+class PairForm:
+    """``criterion(model(inputs), targets)``."""
+
+    criterion: Callable[[Any, Any], Tensor]
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The criterion's value."""
+        inputs, targets = batch
+        return self.criterion(model(inputs), targets)
+
+    def terms(self, model: nn.Module, batch: Batch) -> float:
+        """As the criterion reduces."""
+        return pair_terms(self.criterion, batch[1])
+
+    def at_outputs(self, model: nn.Module, batch: Batch) -> OutputLoss:
+        """The model's output, which must be one tensor."""
+        inputs, targets = batch
+        outputs = model(inputs)
+        if not isinstance(outputs, Tensor):
+            raise DiagnosticsError(
+                "the model's outputs are not one tensor",
+                given=describe(outputs),
+                expected="a tensor, for what looks at the loss as a function of the outputs",
+                attempt="a thin module around the model that returns the logits",
+            )
+        loss = self.criterion(outputs, targets)
+        criterion = as_module(self.criterion)
+        if isinstance(criterion, nn.CrossEntropyLoss):
+            return OutputLoss(outputs, loss, _categorical(criterion, outputs, targets))
+        if isinstance(criterion, nn.NLLLoss):
+            raise DiagnosticsError(
+                "the loss is linear in the model's outputs",
+                given="NLLLoss on log-probabilities, for which the Gauss-Newton matrix is zero",
+                expected="a model that returns logits, with CrossEntropyLoss",
+            )
+        return OutputLoss(outputs, loss, Elementwise.of(criterion, outputs))
+
+
+@dataclass(frozen=True)
+class MappingForm:
+    """``model(**batch).loss``, as Hugging Face models have it."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss that the model computes itself."""
+        return self._run(model, batch)[0]
+
+    def terms(self, model: nn.Module, batch: Batch) -> float:
+        """Labels that count."""
+        return huggingface_terms(model, batch)
+
+    def at_outputs(self, model: nn.Module, batch: Batch) -> OutputLoss:
+        """The logits, with a cross-entropy recognised by its value."""
+        loss, result = self._run(model, batch)
+        logits = getattr(result, "logits", None)
+        if not isinstance(logits, Tensor):
+            raise DiagnosticsError(
+                "the model returns no logits",
+                given=type(result).__name__,
+                expected="an output with .loss and .logits",
+                attempt="Objective(model, loss, batches) with a module that returns the outputs",
+            )
+        return OutputLoss(logits, loss, _recognised(logits, loss, batch.get("labels"), shifts_labels(model)))
+
+    def _run(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
+        result = model(**batch)
+        if result.loss is None:
+            raise DiagnosticsError(
+                "the model returned no loss", given=describe(batch), expected="a batch with 'labels'"
+            )
+        return result.loss, result
+
+
+@dataclass(frozen=True)
+class FunctionForm:
+    """``loss_fn(model, batch)``: nothing is known of what happens inside."""
+
+    function: Callable[[nn.Module, Batch], Tensor]
+    count: Callable[[Batch], float]
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The function's value."""
+        return self.function(model, batch)
+
+    def terms(self, model: nn.Module, batch: Batch) -> float:
+        """As the user counts."""
+        return self.count(batch)
+
+    def at_outputs(self, model: nn.Module, batch: Batch) -> OutputLoss:
+        """Cannot be told."""
+        raise DiagnosticsError(
+            "the model's outputs cannot be seen inside loss_fn",
+            given="an Objective made with Objective.from_loss",
+            expected="one that knows the outputs and the loss apart",
+            attempt="Objective(model, loss, batches) or Objective.huggingface(model, batches)",
+        )
+
+
+def _categorical(criterion: nn.CrossEntropyLoss, outputs: Tensor, targets: Tensor) -> Categorical:
+    axis = 1 if outputs.ndim > 1 else 0
+    classes = outputs.shape[axis]
+    class_weight = None if criterion.weight is None else criterion.weight.to(outputs.device, outputs.dtype)
+    if targets.is_floating_point():
+        wanted = targets.movedim(axis, -1).reshape(-1, classes).to(outputs.dtype)
+        kept = torch.ones(len(wanted), dtype=outputs.dtype, device=outputs.device)
+        divisor = kept.sum()
+    else:
+        kept = (targets.reshape(-1) != criterion.ignore_index).to(outputs.dtype)
+        wanted = targets.reshape(-1).where(kept > 0, 0)
+        divisor = kept.sum() if class_weight is None else (kept * class_weight[wanted]).sum()
+    weight = kept if criterion.reduction == "sum" else kept / divisor
+    if targets.is_floating_point() or criterion.label_smoothing > 0:
+        spread = wanted if wanted.ndim == 2 else F.one_hot(wanted, classes).to(outputs.dtype)
+        spread = (1.0 - criterion.label_smoothing) * spread + criterion.label_smoothing / classes
+        if class_weight is not None:
+            spread = spread * class_weight
+        share = spread.sum(dim=1)
+        return Categorical(axis, spread / share[:, None], weight * share)
+    return Categorical(axis, wanted, weight if class_weight is None else weight * class_weight[wanted])
+
+
+def _recognised(logits: Tensor, loss: Tensor, labels: Any, shifted: bool) -> Categorical | None:
+    """The mean cross-entropy of labels other than -100, if that is what the model computed."""
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != logits.shape[:-1]:
+        return None
+    wanted = labels
+    if shifted:
+        wanted = F.pad(labels, (0, 1), value=-100)[..., 1:]
+    kept = (wanted != -100).reshape(-1)
+    if not bool(kept.any()):
+        return None
+    classes = wanted.reshape(-1).where(kept, 0)
+    flat = logits.detach().reshape(-1, logits.shape[-1])
+    ours = F.cross_entropy(flat[kept].to(torch.promote_types(flat.dtype, torch.float32)), classes[kept])
+    if not torch.isclose(ours.to(loss.dtype), loss.detach(), rtol=1e-3, atol=1e-6):
+        return None
+    return Categorical(-1, classes, kept.to(logits.dtype) / kept.sum())

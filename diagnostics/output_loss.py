@@ -1,0 +1,198 @@
+"""The loss as a function of the model's outputs: its curvature there, and the gradients of its terms.
+
+Gauss-Newton, Fisher and empirical Fisher are all Jᵀ B J with J the Jacobian of the outputs in the parameters. They
+differ in B alone, which this file provides as a map on tensors of the outputs' shape:
+
+- ``hessian``: ∂²ℓ/∂f², by formula for cross-entropy: c (diag p − p pᵀ) for each label, so that logits over a vocabulary
+  are never differentiated twice; by autograd for any other loss.
+- ``empirical``: Σ_t c_t u_t u_tᵀ with u_t the gradient of the t-th loss term at its true label.
+- ``sampled``: the same with labels drawn from what the model believes.
+
+A batch loss is ℓ = Σ_t c_t ℓ_t. For cross-entropy a term is one label, for element-wise losses one example.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from diagnostics.errors import DiagnosticsError
+
+OutputMap = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """Cross-entropy over classes.
+
+    Attributes:
+        axis: which axis of the outputs holds the classes.
+        wanted: (T,) class of each label, or (T, C) what a target spreads over classes, summing to 1.
+        weight: (T,) c_t, zero for labels that are ignored.
+    """
+
+    axis: int
+    wanted: Tensor
+    weight: Tensor
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """(T, C)."""
+        return self.rows(outputs.detach()).softmax(dim=1)
+
+    def rows(self, outputs: Tensor) -> Tensor:
+        """Outputs as (T, C)."""
+        moved = outputs.movedim(self.axis, -1)
+        return moved.reshape(-1, moved.shape[-1])
+
+    def back(self, rows: Tensor, like: Tensor) -> Tensor:
+        """(T, C) in the outputs' shape."""
+        return rows.view(like.movedim(self.axis, -1).shape).movedim(-1, self.axis)
+
+    def gradients(self, probabilities: Tensor, wanted: Tensor) -> Tensor:
+        """(T, C): p − q for each label."""
+        if wanted.ndim == 2:
+            return probabilities - wanted
+        result = probabilities.clone()
+        result[torch.arange(len(result), device=result.device), wanted] -= 1.0
+        return result
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """A loss that treats every output by itself.
+
+    Attributes:
+        weight: c, the factor its reduction puts before each element.
+        criterion: which loss.
+    """
+
+    weight: float
+    criterion: nn.Module
+
+    @classmethod
+    def of(cls, criterion: object, outputs: Tensor) -> Elementwise | None:
+        """For the losses whose elements are known to be summed or averaged; None for any other."""
+        if not isinstance(criterion, _ELEMENTWISE):
+            return None
+        return cls(1.0 if criterion.reduction == "sum" else 1.0 / max(1, outputs.numel()), criterion)
+
+    def drawn(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Gradients of the loss of each element at targets drawn from the distribution whose −log it is."""
+        if isinstance(self.criterion, nn.MSELoss):
+            # (f − y)² is −log of a normal density of variance ½; its gradient 2(f − y) has variance 2.
+            return math.sqrt(2.0) * _normal(outputs, generator)
+        if isinstance(self.criterion, nn.BCEWithLogitsLoss) and self.criterion.pos_weight is None:
+            chance = torch.sigmoid(outputs.detach())
+            return chance - (_uniform(outputs, generator) < chance).to(chance.dtype)
+        raise _not_a_likelihood(type(self.criterion).__name__)
+
+
+_ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
+
+
+@dataclass(frozen=True)
+class OutputLoss:
+    """One batch's outputs and the loss computed from them, in one graph.
+
+    Attributes:
+        outputs: what the model put out, any shape.
+        loss: scalar, computed from ``outputs``.
+        kind: what is known of the loss; None when autograd must find out.
+    """
+
+    outputs: Tensor
+    loss: Tensor
+    kind: Categorical | Elementwise | None
+
+    def hessian(self) -> OutputMap:
+        """U ↦ ∂²ℓ/∂f² U, on tensors of the outputs' shape."""
+        if isinstance(self.kind, Categorical):
+            kind, outputs = self.kind, self.outputs.detach()
+            p, weight = kind.probabilities(outputs), kind.weight[:, None]
+
+            def by_formula(direction: Tensor) -> Tensor:
+                rows = kind.rows(direction)
+                return kind.back(weight * p * (rows - (p * rows).sum(dim=1, keepdim=True)), outputs)
+
+            return by_formula
+        outputs = self.outputs
+        (gradient,) = torch.autograd.grad(self.loss, outputs, create_graph=True)
+
+        def by_autograd(direction: Tensor) -> Tensor:
+            if not gradient.requires_grad:
+                return torch.zeros_like(outputs)
+            (product,) = torch.autograd.grad(gradient, outputs, direction, retain_graph=True, materialize_grads=True)
+            return product
+
+        return by_autograd
+
+    def empirical(self) -> OutputMap:
+        """U ↦ Σ_t c_t u_t (u_t · U_t), u_t the gradient of a term at its own label."""
+        if isinstance(self.kind, Categorical):
+            kind = self.kind
+            return self._rank_one([kind.gradients(kind.probabilities(self.outputs), kind.wanted)])
+        if isinstance(self.kind, Elementwise):
+            weight = self.kind.weight
+        else:
+            # A loss of the user's own is taken for a mean over examples.
+            weight = 1.0 / len(self.outputs)
+        (gradient,) = torch.autograd.grad(self.loss, self.outputs, retain_graph=True)
+        return self._rank_one([_by_example(gradient / weight)])
+
+    def sampled(self, samples: int, generator: torch.Generator) -> OutputMap:
+        """The same at labels drawn from what the model believes, averaged over ``samples`` draws of each."""
+        if self.kind is None:
+            raise _not_a_likelihood("this loss")
+        if isinstance(self.kind, Elementwise):
+            return self._rank_one([_by_example(self.kind.drawn(self.outputs, generator)) for _ in range(samples)])
+        kind = self.kind
+        p = kind.probabilities(self.outputs)
+        reached = p.double().cumsum(dim=1)
+        draws = []
+        for _ in range(samples):
+            level = torch.rand(len(p), 1, generator=generator, dtype=torch.float64).to(p.device) * reached[:, -1:]
+            draws.append(kind.gradients(p, torch.searchsorted(reached, level).squeeze(1).clamp_max(p.shape[1] - 1)))
+        return self._rank_one(draws)
+
+    def _rank_one(self, gradients: list[Tensor]) -> OutputMap:
+        """Each of ``gradients`` is (T, C): one row for each term."""
+        kind, outputs = self.kind, self.outputs.detach()
+        share = 1.0 / len(gradients)
+        if isinstance(kind, Categorical):
+            weight = share * kind.weight[:, None]
+        else:
+            weight = torch.tensor(share * (kind.weight if kind is not None else 1.0 / len(outputs)))
+
+        def product(direction: Tensor) -> Tensor:
+            rows = kind.rows(direction) if isinstance(kind, Categorical) else _by_example(direction)
+            total = torch.zeros_like(rows)
+            for gradient in gradients:
+                total += weight * gradient * (gradient * rows).sum(dim=1, keepdim=True)
+            return kind.back(total, outputs) if isinstance(kind, Categorical) else total.view_as(outputs)
+
+        return product
+
+
+def _by_example(outputs: Tensor) -> Tensor:
+    return outputs.reshape(outputs.shape[0] if outputs.ndim else 1, -1)
+
+
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like.device, like.dtype)
+
+
+def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.rand(like.shape, generator=generator, dtype=torch.float64).to(like.device, like.dtype)
+
+
+def _not_a_likelihood(what: str) -> DiagnosticsError:
+    return DiagnosticsError(
+        "labels cannot be drawn from the model",
+        given=f"{what}, which is not known to be the negative logarithm of a probability",
+        expected="CrossEntropyLoss, MSELoss or BCEWithLogitsLoss without pos_weight",
+        attempt="GaussNewton(objective), or EmpiricalFisher(objective)",
+    )
