@@ -2,8 +2,11 @@
 
 from diagnostics.curvature.eigenpairs import Eigenpairs as Eigenpairs
 from diagnostics.curvature.eigenpairs import top_eigenpairs as top_eigenpairs
+from diagnostics.curvature.operator import Preconditioned as Preconditioned
+from diagnostics.curvature.operators import EmpiricalFisher as EmpiricalFisher
+from diagnostics.curvature.operators import Fisher as Fisher
+from diagnostics.curvature.operators import GaussNewton as GaussNewton
 from diagnostics.curvature.operators import Hessian as Hessian
-from diagnostics.curvature.operators import Preconditioned as Preconditioned
 from diagnostics.errors import DiagnosticsError as DiagnosticsError
 from diagnostics.estimate import Estimate as Estimate
 from diagnostics.learning_rate.effective import EffectiveLearningRates as EffectiveLearningRates

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from typing import Any, TypeVar
 
 import torch
@@ -148,7 +149,8 @@ class Objective:
         self.mode: Mode = mode
         self.space = ParameterSpace(self.model, params)
         self.batches: tuple[Batch, ...] = tuple(keep(batch, self.space.device) for batch in drawn)
-        self.terms: tuple[float, ...] = tuple(float(form.terms(self.model, batch)) for batch in self.batches)
+        self._form = form
+        self.terms: tuple[float, ...] = tuple(self.count_terms(batch) for batch in self.batches)
         total = sum(self.terms)
         if not (total > 0 and math.isfinite(total)):
             raise DiagnosticsError(
@@ -157,7 +159,6 @@ class Objective:
                 expected="at least one example (or unmasked label)",
             )
         self.weights: tuple[float, ...] = tuple(count / total for count in self.terms)
-        self._form = form
         self._stage = _Stage(self.model)
         self.verified_routes: set[str] = set()
         """Routes to a second derivative that have been seen to agree with central differences on this model."""
@@ -266,10 +267,15 @@ class Objective:
 
     def loss_at(self, values: Sequence[Tensor]) -> float:
         """L at the given parameter values (one tensor per selected parameter)."""
+        losses = self.batch_losses(values)
+        return sum(weight * loss for weight, loss in zip(self.weights, losses, strict=True) if weight)
+
+    def batch_losses(self, values: Sequence[Tensor]) -> list[float]:
+        """ℓ_b of every batch that counts, and 0 for the others."""
         with quiet(self.model, self.mode), torch.no_grad():
-            return sum(
-                weight * float(self.batch_loss(index, values)) for index, weight in enumerate(self.weights) if weight
-            )
+            return [
+                float(self.batch_loss(index, values)) if weight else 0.0 for index, weight in enumerate(self.weights)
+            ]
 
     def gradient(self) -> Tensor:
         """∇L(θ), shape (P,), at the model's parameters as they are now; zero where the loss does not reach."""
@@ -278,15 +284,37 @@ class Objective:
     def loss_and_gradient(self, values: Sequence[Tensor]) -> tuple[float, Tensor]:
         """L and ∇L, shape (P,), at the given parameter values (one tensor per selected parameter)."""
         loss = 0.0
-        with quiet(self.model, self.mode):
-            gradient = torch.zeros(self.space.total, dtype=self.space.dtype, device=self.space.device)
-            leaves = [value.detach().requires_grad_() for value in values]
-            for index, weight in enumerate(self.weights):
-                if weight:
-                    batch_loss, parts = self.batch_gradient(index, leaves)
-                    loss += weight * float(batch_loss.detach())
-                    gradient.add_(self.space.flatten(parts), alpha=weight)
+        gradient = torch.zeros(self.space.total, dtype=self.space.dtype, device=self.space.device)
+        for index, weight in enumerate(self.weights):
+            if weight:
+                batch_loss, parts = self.batch_loss_and_gradient(index, values)
+                loss += weight * batch_loss
+                gradient.add_(self.space.flatten(parts), alpha=weight)
         return loss, gradient
+
+    def batch_loss_and_gradient(self, index: int, values: Sequence[Tensor]) -> tuple[float, tuple[Tensor, ...]]:
+        """ℓ_b and its gradient, one tensor per selected parameter."""
+        with quiet(self.model, self.mode):
+            loss, parts = self.batch_gradient(index, [value.detach().requires_grad_() for value in values])
+        return float(loss.detach()), parts
+
+    def narrowed(self, params: Selection) -> Objective:
+        """The same function of other parameters of the same model."""
+        other = copy(self)
+        other.space = ParameterSpace(self.model, params)
+        other.verified_routes = set()
+        return other
+
+    def count_terms(self, batch: Batch) -> float:
+        """How many loss terms a batch holds."""
+        return float(self._form.terms(self.model, batch))
+
+    def rebatched(self, batches: Sequence[Batch], weights: Sequence[float], terms: Sequence[float]) -> Objective:
+        """Another sum over other batches: Σ w_b ℓ_b with the weights given."""
+        other = copy(self)
+        other.batches, other.weights, other.terms = tuple(batches), tuple(weights), tuple(terms)
+        other.verified_routes = set()
+        return other
 
 
 class _Stage(nn.Module):

@@ -135,11 +135,8 @@ class OutputLoss:
         if isinstance(self.kind, Categorical):
             kind = self.kind
             return self._rank_one([kind.gradients(kind.probabilities(self.outputs), kind.wanted)])
-        if isinstance(self.kind, Elementwise):
-            weight = self.kind.weight
-        else:
-            # A loss of the user's own is taken for a mean over examples.
-            weight = 1.0 / len(self.outputs)
+        # A loss of the user's own is taken for a mean over examples.
+        weight = self.kind.weight if isinstance(self.kind, Elementwise) else 1.0 / len(self.outputs)
         (gradient,) = torch.autograd.grad(self.loss, self.outputs, retain_graph=True)
         return self._rank_one([_by_example(gradient / weight)])
 

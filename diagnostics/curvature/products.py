@@ -1,39 +1,48 @@
-"""The routes to a Hessian-vector product.
+"""The ladder of routes to a Hessian-vector product: the fastest that works for this model, checked.
 
-*Double backward*: Hv = ∇(∇L·v), exact to rounding. With one batch the graph of ∇L is built once and kept, which makes
-each further product cheaper than a gradient and a half; with several it is rebuilt per batch, so that memory stays
-that of one batch. *Central differences*: Hv ≈ (∇L(θ+hv) − ∇L(θ−hv)) / 2h, for operations that have no second
-derivative. The step is h = ε^⅓ (1+‖θ‖) / ‖v‖: without ‖θ‖ and ‖v‖ in it, rounding or truncation takes over for large
-models or unscaled vectors. Double backward can be wrong without a word: torch's own for ``weight_norm``, and any
-hand-written backward pass that autograd does not see into, also one marked ``once_differentiable``. So it is compared
-with central differences once per Objective, on a random vector. Kinks (ReLU, max pooling) make the two differ as
-well, but then two step sizes of the differences disagree as much.
+1. Double backward, exact to rounding. Its graph is kept between products, as far as memory goes (``sweep``).
+2. After ``PROMOTE_AFTER`` products with a convolutional network, the linearised line instead, if it gives the same:
+   tracing it costs some fifty gradients, and only for convolutions is each product much cheaper then.
+3. Central differences of gradients, where an operation has no second derivative, or a wrong one.
 
-Forward-over-backward is never taken: torch has returned wrong values for normalisation layers there (pytorch#196700).
+Double backward can be wrong without a word: torch's own for ``weight_norm``, and any hand-written backward pass that
+autograd does not see into. So the first product for each Objective is compared with central differences. Kinks (ReLU,
+max pooling) make the two differ as well, but then two step sizes of the differences disagree as much. What is slower
+everywhere we measured (``benchmarks/curvature.py``) is taken on request only: compiling, and on the CPU passing the
+vectors of a block through one vectorised pass.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from diagnostics.curvature.differences import CENTRAL_DIFFERENCES, CentralDifferences
+from diagnostics.curvature.maps import DoubleBackward, Linearised
+from diagnostics.curvature.sweep import Parts, Sweep
+from diagnostics.determinism import what_varies
 from diagnostics.errors import DiagnosticsError
 from diagnostics.objective import Objective
-from diagnostics.quiet import quiet
 
-DOUBLE_BACKWARD = "double backward"
-CENTRAL_DIFFERENCES = "central differences"
+T = TypeVar("T")
+
+DOUBLE_BACKWARD, BATCHED, LINEARIZE, COMPILED = "double backward", "batched", "linearize", "compiled"
+
+ROUTES = (DOUBLE_BACKWARD, BATCHED, LINEARIZE, COMPILED, CENTRAL_DIFFERENCES)
 
 DISAGREEMENT = 0.01
-"""Largest relative distance between the two routes that is put down to the differences."""
+"""Largest relative distance between a route and central differences that is put down to the differences."""
+
+PROMOTE_AFTER = 128
+"""Products after which tracing pays for a convolutional network: it costs 55 gradients and saves .45 a product."""
 
 
 class Route(Protocol):
-    """One way to multiply: a name for the reader, an error, and the product of one vector (P,)."""
+    """One way to multiply."""
 
     @property
     def name(self) -> str:
@@ -43,154 +52,150 @@ class Route(Protocol):
     def error(self) -> float:
         """Relative, of one product."""
 
-    def product(self, vector: Tensor) -> Tensor:
-        """Hv, shape (P,)."""
+    def steadily(self, action: Callable[[], T]) -> T:
+        """Run an action that takes many products."""
+
+    def products(self, block: Tensor) -> Tensor:
+        """(P, K) from (P, K)."""
+
+    def of_batch(self, index: int, vector: Tensor) -> Parts:
+        """One batch's share of the product with (P,), tensor by tensor; empty where it is not taken by batch."""
 
 
-def route_to_products(objective: Objective, values: Sequence[Tensor], route: str | None) -> Route:
-    """The route asked for; with None, double backward with central differences to fall back on."""
-    if route is None:
-        return _FirstThatWorks(objective, values)
-    if route == DOUBLE_BACKWARD:
-        return _DoubleBackward(objective, values)
-    if route == CENTRAL_DIFFERENCES:
-        return _CentralDifferences(objective, values)
-    raise DiagnosticsError(
-        "route is unknown", given=repr(route), expected=f"{DOUBLE_BACKWARD!r}, {CENTRAL_DIFFERENCES!r} or None"
-    )
-
-
-class _DoubleBackward:
-    def __init__(self, objective: Objective, values: Sequence[Tensor]) -> None:
-        self.objective = objective
-        self.values = values
-        self.keeps = len(objective.batches) == 1
-        self.name = f"{DOUBLE_BACKWARD}, {'kept' if self.keeps else 'fresh'} graph"
-        self.error = 8 * torch.finfo(objective.space.dtype).eps
-        self._kept: tuple[list[Tensor], tuple[Tensor, ...]] | None = None
-
-    def product(self, vector: Tensor) -> Tensor:
-        objective, space = self.objective, self.objective.space
-        with quiet(objective.model, objective.mode):
-            total = torch.zeros(space.total, dtype=space.dtype, device=space.device)
-            for index, weight in enumerate(objective.weights):
-                if weight:
-                    parts = self._times(*self._gradient_graph(index), space.unflatten(vector))
-                    total.add_(space.flatten(parts), alpha=weight)
-        return total
-
-    def _gradient_graph(self, index: int) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        if self._kept is not None:
-            return self._kept
-        leaves = [value.detach().requires_grad_() for value in self.values]
-        graph = leaves, self.objective.batch_gradient(index, leaves, create_graph=True)[1]
-        if self.keeps:
-            self._kept = graph
-        return graph
-
-    def _times(
-        self, leaves: list[Tensor], gradients: tuple[Tensor, ...], vector: tuple[Tensor, ...]
-    ) -> tuple[Tensor, ...]:
-        # A gradient without a graph is constant in θ: its rows of the Hessian are zero.
-        varying = [(part, weight) for part, weight in zip(gradients, vector, strict=True) if part.requires_grad]
-        if not varying:
-            return tuple(torch.zeros_like(leaf) for leaf in leaves)
-        outputs, weights = zip(*varying, strict=True)
-        return self.objective.placed(
-            leaves,
-            lambda: torch.autograd.grad(
-                outputs, leaves, grad_outputs=weights, retain_graph=self.keeps, materialize_grads=True
-            ),
+def hessian_route(objective: Objective, values: Parts, groups: Sequence[slice], route: str | None) -> Route:
+    """The route asked for; with None, the ladder."""
+    if route is not None and route not in ROUTES:
+        raise DiagnosticsError(
+            "route is unknown", given=repr(route), expected="None or one of " + ", ".join(map(repr, ROUTES))
         )
+    if route == CENTRAL_DIFFERENCES:
+        return CentralDifferences(objective, values, groups)
+    if route in (LINEARIZE, COMPILED) and len(groups) > 1:
+        raise DiagnosticsError(
+            f"route {route!r} has no blocks by layer", expected=f"{DOUBLE_BACKWARD!r} with by_layer=True"
+        )
+    return _Ladder(objective, values, groups, route)
 
 
-class _CentralDifferences:
-    def __init__(self, objective: Objective, values: Sequence[Tensor]) -> None:
-        self.objective = objective
-        self.name = CENTRAL_DIFFERENCES
-        self.error = float("nan")
-        self._theta = objective.space.flatten(values)
-        epsilon = torch.finfo(min((value.dtype for value in values), key=lambda dtype: torch.finfo(dtype).bits)).eps
-        self._reach = epsilon ** (1 / 3) * (1.0 + float(torch.linalg.vector_norm(self._theta)))
+class _Ladder:
+    """Double backward, or what was asked for, until it is refused or found wrong; faster when that pays."""
 
-    def product(self, vector: Tensor) -> Tensor:
-        length = float(torch.linalg.vector_norm(vector))
-        if length == 0.0:
-            return torch.zeros_like(vector)
-        product = self._difference(vector, self._reach / length)
-        if math.isnan(self.error):
-            # A second step size, once: what changes between the two is truncation and rounding, not curvature.
-            other = self._difference(vector, 0.5 * self._reach / length)
-            size = float(torch.linalg.vector_norm(product))
-            self.error = float(torch.linalg.vector_norm(product - other)) / size if size else 0.0
-        return product
-
-    def _difference(self, vector: Tensor, step: float) -> Tensor:
-        space = self.objective.space
-        _, above = self.objective.loss_and_gradient(space.unflatten(self._theta + step * vector))
-        _, below = self.objective.loss_and_gradient(space.unflatten(self._theta - step * vector))
-        return (above - below) / (2.0 * step)
-
-
-class _FirstThatWorks:
-    """Double backward until it is refused or found wrong; then central differences, with the reason in the name."""
-
-    def __init__(self, objective: Objective, values: Sequence[Tensor]) -> None:
-        self._route: Route = _DoubleBackward(objective, values)
+    def __init__(self, objective: Objective, values: Parts, groups: Sequence[slice], asked: str | None) -> None:
         self._objective = objective
         self._values = values
+        self._groups = groups
+        self._asked = asked
+        # Small kernels on a GPU are bound by their launches: one pass for the whole block saves most of them.
+        on_gpu = objective.space.device.type == "cuda" and asked is None
+        batched = (asked == BATCHED or on_gpu) and len(groups) == 1
+        self._differences: CentralDifferences | None = None
+        self._tail = ""
         self._proved = False
+        self._taken = 0
+        self._promotable = asked is None and len(groups) == 1 and not on_gpu and _is_convolutional(objective.model)
+        self._kind = asked or DOUBLE_BACKWARD
+        self.error: float = 8 * torch.finfo(objective.space.dtype).eps
+        # Nothing that the sweep holds refers back to this object: graphs must die with the last reference to it.
+        self._line = partial(Linearised, objective, compiled=asked == COMPILED)
+        if asked in (LINEARIZE, COMPILED):
+            self._sweep = Sweep(objective, values, self._line, keep_all=True)
+        else:
+            graph = partial(DoubleBackward, objective, groups=groups)
+            self._sweep = Sweep(objective, values, graph, batched=batched)
 
     @property
     def name(self) -> str:
-        return self._route.name
+        if self._differences is not None:
+            return self._differences.name
+        kept = "" if self._kind in (LINEARIZE, COMPILED) else f", {self._sweep.keeping}"
+        return f"{self._kind}{kept}{self._tail}"
 
-    @property
-    def error(self) -> float:
-        return self._route.error
+    def steadily(self, action: Callable[[], T]) -> T:
+        return action() if self._differences is not None else self._sweep.steadily(action)
 
-    def product(self, vector: Tensor) -> Tensor:
+    def products(self, block: Tensor) -> Tensor:
+        if self._differences is not None:
+            return self._differences.products(block)
         if self._proved:
-            return self._route.product(vector)
+            self._climb(block)
+            return self._sweep.products(block)
         try:
-            product = self._route.product(vector)
+            result = self._sweep.products(block)
         except (RuntimeError, NotImplementedError) as refusal:
-            if isinstance(refusal, torch.OutOfMemoryError):
+            if isinstance(refusal, torch.OutOfMemoryError) or self._asked is not None:
                 raise
             lines = str(refusal).strip().splitlines() or [type(refusal).__name__]
-            product = self._by_differences(vector, f"refused: {lines[0][:160]}")
-        else:
-            if fault := self._fault():
-                product = self._by_differences(vector, fault)
+            return self._fall_back(f"{self._kind} refused: {lines[0][:160]}", block)
+        off = self._disagreement(block, result)
+        if off and self._asked is None:
+            return self._fall_back(f"{self._kind} is off by {off:.0%} here", block)
+        if off:
+            self.error, self._tail = off, f" (off by {off:.0%} from central differences)"
         self._proved = True
-        return product
+        return result
 
-    def _fault(self) -> str:
-        """How far double backward is off, in words; empty when it agrees with central differences."""
+    def of_batch(self, index: int, vector: Tensor) -> Parts:
+        """One batch's share of a product; empty where gradients are differenced over all batches."""
+        return () if self._differences is not None else self._sweep.of_batch(index, vector)
+
+    def _disagreement(self, block: Tensor, products: Tensor) -> float:
+        """How far the route is from central differences, relative; 0 when they agree or have agreed before."""
         space, verified = self._objective.space, self._objective.verified_routes
-        if DOUBLE_BACKWARD in verified:
-            return ""
-        draw = torch.randn(space.total, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        vector = draw.to(space.device, space.dtype)
-        differences = _CentralDifferences(self._objective, self._values)
-        expected = differences.product(vector)
+        if self._kind in verified or len(self._groups) > 1:
+            return 0.0
+        vector, product = block[:, 0], products[:, 0]
+        usual = 1e-6 < float(torch.linalg.vector_norm(vector)) < 1e6
+        if not usual or int(torch.count_nonzero(vector)) < 0.9 * len(vector):
+            # A vector that leaves out most parameters says nothing about their rows.
+            vector = torch.randn(space.total, generator=torch.Generator().manual_seed(0)).to(block)
+            product = self._sweep.products(vector[:, None])[:, 0]
+        differences = CentralDifferences(self._objective, self._values, self._groups)
+        step = differences.reach / float(torch.linalg.vector_norm(vector))
+        expected = differences.difference(vector, step)
         size = float(torch.linalg.vector_norm(expected))
-        off = float(torch.linalg.vector_norm(self._route.product(vector) - expected))
-        if off > max(DISAGREEMENT, 4 * differences.error) * size:
-            return f"is off by {off / size:.0%} here"
-        verified.add(DOUBLE_BACKWARD)
-        return ""
+        off = float(torch.linalg.vector_norm(product - expected))
+        if not off <= DISAGREEMENT * size:
+            if varies := what_varies(self._objective):
+                raise varies
+            other = differences.difference(vector, 0.5 * step)
+            if not off <= 4 * float(torch.linalg.vector_norm(other - expected)):
+                return off / size if size else 1.0
+        verified.add(self._kind)
+        return 0.0
 
-    def _by_differences(self, vector: Tensor, reason: str) -> Tensor:
-        route = _CentralDifferences(self._objective, self._values)
+    def _fall_back(self, reason: str, block: Tensor) -> Tensor:
+        route = CentralDifferences(self._objective, self._values, self._groups, reason)
         try:
-            product = route.product(vector)
+            result = route.products(block)
         except (RuntimeError, NotImplementedError) as second:
             raise DiagnosticsError(
                 "no route to a Hessian-vector product works for this model",
-                given=f"double backward {reason}; central differences: {second}",
+                given=f"{reason}; central differences: {second}",
                 expected="a loss that can be differentiated at least once",
             ) from second
-        route.name = f"{CENTRAL_DIFFERENCES} (double backward {reason})"
-        self._route = route
-        return product
+        self._differences = route
+        self.error = route.error
+        return result
+
+    def _climb(self, block: Tensor) -> None:
+        """Go over to the linearised line once it pays, if all batches are kept and it gives the same products."""
+        self._taken += block.shape[1]
+        if not self._promotable or self._taken < PROMOTE_AFTER or not self._sweep.keeps_all:
+            return
+        self._promotable = False
+        vector = block[:, :1]
+        lines = self._sweep.replaced(self._line)
+        try:
+            once, twice = lines.products(vector), lines.products(vector)
+        except (RuntimeError, NotImplementedError, ValueError):
+            # Forward-mode derivatives are missing for many operations: nothing is lost but the time.
+            return
+        known = self._sweep.products(vector)
+        near = torch.finfo(known.dtype).eps ** 0.5 * torch.linalg.vector_norm(known)
+        # Traced random operations would be drawn anew each time.
+        if bool(torch.equal(once, twice)) and bool(torch.linalg.vector_norm(once - known) <= near):
+            self._sweep, self._tail = lines, f"; {LINEARIZE} after {self._taken - block.shape[1]} products"
+
+
+def _is_convolutional(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())

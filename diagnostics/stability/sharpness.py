@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from diagnostics.curvature.eigenpairs import Eigenpairs, top_eigenpairs
-from diagnostics.curvature.operators import Hessian, Preconditioned
+from diagnostics.curvature.operator import Preconditioned
+from diagnostics.curvature.operators import Hessian
 from diagnostics.estimate import Estimate
 from diagnostics.objective import Objective
 from diagnostics.stability.preconditioner import scaling

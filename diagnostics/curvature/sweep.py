@@ -1,0 +1,161 @@
+"""Products with a sum over batches, from one map for each batch.
+
+A batch's map is a piece of autograd graph that can be used again and again: building it costs a gradient or two, and
+holding it costs memory. With one batch it is kept; with several as many are kept as fit into ``KEPT_BYTES``, judged by
+the size of the first, and the others are built anew for every block of vectors, so that memory stays bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from diagnostics.objective import Objective
+from diagnostics.quiet import quiet
+
+T = TypeVar("T")
+Parts = Sequence[Tensor]
+
+KEPT_BYTES = 2 * 2**30
+"""What graphs may hold between products, when there is more than one batch."""
+
+
+class BatchMap(Protocol):
+    """The symmetric map of one batch, on tensors shaped like the selected parameters."""
+
+    def __call__(self, vector: Parts, /) -> Parts:
+        """Of one vector."""
+
+    def many(self, vectors: Parts, /) -> Parts:
+        """Of K vectors in one pass: every tensor has a leading axis K."""
+
+
+class Sweep:
+    """Σ_b w_b A_b, with A_b built from a batch's index and the leaves at which to differentiate.
+
+    Args:
+        objective: whose batches and weights.
+        values: θ, one tensor per selected parameter; held fixed.
+        build: makes a batch's map; called inside ``quiet`` with the leaves in the place of the parameters.
+        batched: take the vectors of a block in one pass.
+        keep_all: keep every map, whatever it holds.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        values: Parts,
+        build: Callable[[int, list[Tensor]], BatchMap],
+        *,
+        batched: bool = False,
+        keep_all: bool = False,
+    ) -> None:
+        self.objective = objective
+        self.leaves = [value.detach().requires_grad_() for value in values]
+        self.batched = batched
+        self._build = build
+        self._kept: dict[int, BatchMap] = {}
+        self._counted = [index for index, weight in enumerate(objective.weights) if weight]
+        self._room = len(self._counted) if keep_all or len(self._counted) == 1 else -1
+        self._steady = False
+
+    @property
+    def keeping(self) -> str:
+        """Which graphs outlive a product, in words."""
+        if self._room < 0:
+            return "graphs kept while they fit"
+        if len(self._counted) == 1:
+            return "kept graph"
+        if self._room >= len(self._counted):
+            return f"{len(self._counted)} kept graphs"
+        return f"{self._room} of {len(self._counted)} graphs kept" if self._room else "fresh graphs"
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether no batch's graph is built again from here on."""
+        return self._room >= len(self._counted)
+
+    def steadily(self, action: Callable[[], T]) -> T:
+        """Run an action inside ``quiet``, with the leaves in the model; products taken in it skip that set-up."""
+        if self._steady:
+            return action()
+        with quiet(self.objective.model, self.objective.mode):
+            self._steady = True
+            try:
+                # Checkpointed segments run again while products are taken, and must see the leaves.
+                return self.objective.placed(self.leaves, action)
+            finally:
+                self._steady = False
+
+    def products(self, block: Tensor) -> Tensor:
+        """(P, K) from (P, K)."""
+        return self.steadily(lambda: self._products(block))
+
+    def replaced(self, build: Callable[[int, list[Tensor]], BatchMap]) -> Sweep:
+        """The same sum from other maps, with as many of them kept."""
+        other = Sweep(self.objective, self.leaves, build, keep_all=True)
+        other._steady = self._steady
+        return other
+
+    def of_batch(self, index: int, vector: Tensor) -> Parts:
+        """One batch's share of a product, unweighted: to find out which batch is to blame for what."""
+        return self.steadily(lambda: self._map(index)(self.objective.space.unflatten(vector)))
+
+    def _products(self, block: Tensor) -> Tensor:
+        space = self.objective.space
+        rows = block.T.contiguous()
+        total = torch.zeros_like(rows)
+        for index in self._counted:
+            weight = self.objective.weights[index]
+            batch_map = self._map(index)
+            if self.batched and len(rows) > 1:
+                parts = batch_map.many(_split(rows, space.tensors))
+                total.add_(torch.cat([part.reshape(len(rows), -1).to(rows) for part in parts], dim=1), alpha=weight)
+                continue
+            for row, sums in zip(rows, total, strict=True):
+                start = 0
+                for part in batch_map(space.unflatten(row)):
+                    sums[start : start + part.numel()].add_(part.detach().reshape(-1).to(sums), alpha=weight)
+                    start += part.numel()
+        return total.T
+
+    def _map(self, index: int) -> BatchMap:
+        if index in self._kept:
+            return self._kept[index]
+        with torch.enable_grad():
+            if self._room < 0:
+                size = _SavedBytes()
+                with torch.autograd.graph.saved_tensors_hooks(size.count, lambda saved: saved):
+                    made = self._build(index, self.leaves)
+                self._room = min(len(self._counted), KEPT_BYTES // max(1, size.total))
+            else:
+                made = self._build(index, self.leaves)
+        if len(self._kept) < self._room:
+            self._kept[index] = made
+        return made
+
+
+class _SavedBytes:
+    """How much memory a graph holds, by the distinct storages that it saves."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._seen: set[int] = set()
+
+    def count(self, saved: Tensor) -> Tensor:
+        storage = saved.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self.total += storage.nbytes()
+        return saved
+
+
+def _split(rows: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    sizes = [tensor.numel() for tensor in tensors]
+    return [
+        part.reshape(len(rows), *tensor.shape).to(tensor.device, tensor.dtype)
+        for part, tensor in zip(rows.split(sizes, dim=1), tensors, strict=True)
+    ]
