@@ -2,6 +2,8 @@
 
 from diagnostics.curvature.eigenpairs import Eigenpairs as Eigenpairs
 from diagnostics.curvature.eigenpairs import top_eigenpairs as top_eigenpairs
+from diagnostics.curvature.layer_curvature import LayerCurvature as LayerCurvature
+from diagnostics.curvature.layer_curvature import layer_curvature as layer_curvature
 from diagnostics.curvature.operator import Preconditioned as Preconditioned
 from diagnostics.curvature.operators import EmpiricalFisher as EmpiricalFisher
 from diagnostics.curvature.operators import Fisher as Fisher

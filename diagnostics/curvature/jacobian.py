@@ -12,6 +12,7 @@ Source: Schraudolph 2002 (Gauss-Newton products).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -102,16 +103,16 @@ class Sandwich:
             return torch.zeros_like(self._outputs)
         pulled, parts = zip(*reached, strict=True)
         (pushed,) = torch.autograd.grad(pulled, self._cotangent, parts, retain_graph=True, materialize_grads=True)
-        return torch.as_tensor(pushed)
+        return pushed
 
     def differenced(self, vector: Parts, group: slice, share: float = 1.0) -> Tensor:
         """Jv from the outputs on either side of θ."""
         values = [leaf.detach() for leaf in self._leaves]
-        length = sum(float(torch.linalg.vector_norm(part)) ** 2 for part in vector[group]) ** 0.5
+        length = math.sqrt(sum(float(torch.linalg.vector_norm(part)) ** 2 for part in vector[group]))
         if length == 0.0:
             return torch.zeros_like(self._outputs)
         step = share * reach(values) / length
-        ends = []
+        ends: list[Tensor] = []
         for sign in (step, -step):
             moved = list(values)
             moved[group] = [value + sign * part for value, part in zip(values[group], vector[group], strict=True)]

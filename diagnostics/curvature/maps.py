@@ -57,7 +57,9 @@ class DoubleBackward:
                 for part, weight in zip(self._gradients[group], vector[group], strict=True)
                 if part.requires_grad
             ]
-            if not varying:
+            # A layer whose part of the vector is zero has nothing to say: it has converged before the others.
+            idle = len(self._groups) > 1 and not any(bool(weight.any()) for _, weight in varying)
+            if idle or not varying:
                 parts += [torch.zeros_like(weight) for weight in vector[group]]
                 continue
             outputs, weights = zip(*varying, strict=True)

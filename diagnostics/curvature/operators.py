@@ -54,6 +54,7 @@ class _OfObjective(Operator):
         self._groups = [layer.group for layer in self.layers] or [slice(0, len(space.names))]
         self._values = space.values()
         self._surroundings = objective.surroundings()
+        self._within = False
         self._route: Route = self._choose_route()
 
     @abstractmethod
@@ -72,6 +73,8 @@ class _OfObjective(Operator):
 
     def steadily(self, action: Callable[[], T]) -> T:
         """Run an action that takes many products."""
+        if self._within:
+            return action()
         if self.objective.surroundings() != self._surroundings:
             raise DiagnosticsError(
                 f"the model has changed since this {type(self).__name__} was made",
@@ -79,7 +82,11 @@ class _OfObjective(Operator):
                 expected="one fixed model for all products",
                 attempt=f"{type(self).__name__}(objective) anew",
             )
-        return self._route.steadily(action)
+        self._within = True
+        try:
+            return self._route.steadily(action)
+        finally:
+            self._within = False
 
     def blame(self, vector: Tensor) -> str:
         """The first batch and parameter at which a product is not finite."""
