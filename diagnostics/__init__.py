@@ -9,6 +9,8 @@ from diagnostics.curvature.operators import EmpiricalFisher as EmpiricalFisher
 from diagnostics.curvature.operators import Fisher as Fisher
 from diagnostics.curvature.operators import GaussNewton as GaussNewton
 from diagnostics.curvature.operators import Hessian as Hessian
+from diagnostics.curvature.self_check import SelfCheck as SelfCheck
+from diagnostics.curvature.self_check import self_check as self_check
 from diagnostics.errors import DiagnosticsError as DiagnosticsError
 from diagnostics.estimate import Estimate as Estimate
 from diagnostics.learning_rate.effective import EffectiveLearningRates as EffectiveLearningRates

@@ -103,4 +103,5 @@ def _differ(first: list[Tensor], second: list[Tensor]) -> bool:
 
 
 def _size(tensor: Tensor) -> float:
-    return float(tensor.abs().max()) if tensor.numel() else 0.0
+    finite = tensor[torch.isfinite(tensor)]
+    return float(finite.abs().max()) if finite.numel() else 0.0

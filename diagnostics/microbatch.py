@@ -38,15 +38,16 @@ def in_microbatches(objective: Objective, size: int) -> Objective:
         raise DiagnosticsError("microbatch is not a number of examples", given=repr(size), expected="at least 1")
     _require_uncoupled(objective.model, objective.mode)
     values = objective.space.values()
-    pieces: list[tuple[Batch, float, float]] = []
+    pieces: list[tuple[Batch, float, float, tuple[int, int]]] = []
     whole = objective.batch_losses(values)
     for index, (batch, weight, terms) in enumerate(
         zip(objective.batches, objective.weights, objective.terms, strict=True)
     ):
         cut = _chunks(batch, size)
         counts = [objective.count_terms(piece) for piece in cut]
+        starts = [(index, size * place) for place in range(len(cut))]
         shares = [count / sum(counts) if sum(counts) else 0.0 for count in counts]
-        losses = objective.rebatched(cut, shares, counts).batch_losses(values)
+        losses = objective.rebatched(cut, shares, counts, starts).batch_losses(values)
         mean = sum(share * loss for share, loss in zip(shares, losses, strict=True))
         tolerance = 100 * torch.finfo(objective.space.dtype).eps ** 0.75
         if weight and len(cut) > 1 and not math.isclose(mean, whole[index], rel_tol=tolerance, abs_tol=tolerance):
@@ -59,11 +60,10 @@ def in_microbatches(objective: Objective, size: int) -> Objective:
                 )
             shares = [1.0] * len(cut)
         pieces += [
-            (piece, weight * share, terms * count / sum(counts) if sum(counts) else 0.0)
-            for piece, share, count in zip(cut, shares, counts, strict=True)
+            (piece, weight * share, terms * count / sum(counts) if sum(counts) else 0.0, start)
+            for piece, share, count, start in zip(cut, shares, counts, starts, strict=True)
         ]
-    batches, weights, terms_of = zip(*pieces, strict=True)
-    return objective.rebatched(batches, weights, terms_of)
+    return objective.rebatched(*zip(*pieces, strict=True))
 
 
 def _require_uncoupled(model: nn.Module, mode: Mode) -> None:

@@ -159,6 +159,8 @@ class Objective:
                 expected="at least one example (or unmasked label)",
             )
         self.weights: tuple[float, ...] = tuple(count / total for count in self.terms)
+        self.origins: tuple[tuple[int, int], ...] = tuple((index, 0) for index in range(len(self.batches)))
+        """Which batch each batch was cut from, and its first example there."""
         self._stage = _Stage(self.model)
         self.verified_routes: set[str] = set()
         """Routes to a second derivative that have been seen to agree with central differences on this model."""
@@ -309,9 +311,16 @@ class Objective:
         """How many loss terms a batch holds."""
         return float(self._form.terms(self.model, batch))
 
-    def rebatched(self, batches: Sequence[Batch], weights: Sequence[float], terms: Sequence[float]) -> Objective:
+    def rebatched(
+        self,
+        batches: Sequence[Batch],
+        weights: Sequence[float],
+        terms: Sequence[float],
+        origins: Sequence[tuple[int, int]],
+    ) -> Objective:
         """Another sum over other batches: Σ w_b ℓ_b with the weights given."""
         other = copy(self)
+        other.origins = tuple(origins)
         other.batches, other.weights, other.terms = tuple(batches), tuple(weights), tuple(terms)
         other.verified_routes = set()
         return other

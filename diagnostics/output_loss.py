@@ -80,14 +80,15 @@ class Elementwise:
             return None
         return cls(1.0 if criterion.reduction == "sum" else 1.0 / max(1, outputs.numel()), criterion)
 
-    def drawn(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+    def drawn(self, outputs: Tensor, uniform: Tensor) -> Tensor:
         """Gradients of the loss of each element at targets drawn from the distribution whose −log it is."""
         if isinstance(self.criterion, nn.MSELoss):
             # (f − y)² is −log of a normal density of variance ½; its gradient 2(f − y) has variance 2.
-            return math.sqrt(2.0) * _normal(outputs, generator)
+            normal: Tensor = torch.special.ndtri(uniform.clamp(1e-300, 1 - 1e-16))
+            return math.sqrt(2.0) * normal.to(outputs)
         if isinstance(self.criterion, nn.BCEWithLogitsLoss) and self.criterion.pos_weight is None:
             chance = torch.sigmoid(outputs.detach())
-            return chance - (_uniform(outputs, generator) < chance).to(chance.dtype)
+            return chance - (uniform < chance).to(chance.dtype)
         raise _not_a_likelihood(type(self.criterion).__name__)
 
 
@@ -140,20 +141,33 @@ class OutputLoss:
         (gradient,) = torch.autograd.grad(self.loss, self.outputs, retain_graph=True)
         return self._rank_one([_by_example(gradient / weight)])
 
-    def sampled(self, samples: int, generator: torch.Generator) -> OutputMap:
-        """The same at labels drawn from what the model believes, averaged over ``samples`` draws of each."""
+    def sampled(self, samples: int, generator: torch.Generator, skip: int) -> OutputMap:
+        """The same at labels drawn from what the model believes, averaged over ``samples`` draws of each.
+
+        Args:
+            samples: draws for each term.
+            generator: the stream of one whole batch.
+            skip: how many examples of that batch come before these: they have used up their part of the stream.
+        """
         if self.kind is None:
             raise _not_a_likelihood("this loss")
-        if isinstance(self.kind, Elementwise):
-            return self._rank_one([_by_example(self.kind.drawn(self.outputs, generator)) for _ in range(samples)])
-        kind = self.kind
-        p = kind.probabilities(self.outputs)
+        kind, outputs = self.kind, self.outputs.detach()
+        p = kind.probabilities(outputs) if isinstance(kind, Categorical) else None
+        rows = _by_example(outputs) if p is None else p
+        # One number decides a label, and one each output of an element-wise loss.
+        shape = (len(rows), samples, 1 if p is not None else rows.shape[1])
+        before = skip * math.prod(shape) // max(1, outputs.shape[0])
+        stream = torch.rand(before + math.prod(shape), generator=generator, dtype=torch.float64)[before:]
+        uniform = stream.view(shape).to(outputs.device)
+        if isinstance(kind, Elementwise):
+            return self._rank_one([kind.drawn(rows, uniform[:, draw]) for draw in range(samples)])
+        assert p is not None
         reached = p.double().cumsum(dim=1)
-        draws = []
-        for _ in range(samples):
-            level = torch.rand(len(p), 1, generator=generator, dtype=torch.float64).to(p.device) * reached[:, -1:]
-            draws.append(kind.gradients(p, torch.searchsorted(reached, level).squeeze(1).clamp_max(p.shape[1] - 1)))
-        return self._rank_one(draws)
+        labels = [
+            torch.searchsorted(reached, uniform[:, draw] * reached[:, -1:]).squeeze(1).clamp_max(p.shape[1] - 1)
+            for draw in range(samples)
+        ]
+        return self._rank_one([kind.gradients(p, label) for label in labels])
 
     def _rank_one(self, gradients: list[Tensor]) -> OutputMap:
         """Each of ``gradients`` is (T, C): one row for each term."""
@@ -162,7 +176,8 @@ class OutputLoss:
         if isinstance(kind, Categorical):
             weight = share * kind.weight[:, None]
         else:
-            weight = torch.tensor(share * (kind.weight if kind is not None else 1.0 / len(outputs)))
+            own = kind.weight if kind is not None else 1.0 / len(outputs)
+            weight = torch.tensor(share * own, dtype=outputs.dtype, device=outputs.device)
 
         def product(direction: Tensor) -> Tensor:
             rows = kind.rows(direction) if isinstance(kind, Categorical) else _by_example(direction)
@@ -176,14 +191,6 @@ class OutputLoss:
 
 def _by_example(outputs: Tensor) -> Tensor:
     return outputs.reshape(outputs.shape[0] if outputs.ndim else 1, -1)
-
-
-def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like.device, like.dtype)
-
-
-def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.rand(like.shape, generator=generator, dtype=torch.float64).to(like.device, like.dtype)
 
 
 def _not_a_likelihood(what: str) -> DiagnosticsError:

@@ -177,6 +177,9 @@ class JacobianRoute:
             return
         expected = sandwich.differenced(vector, everything)
         size = float(torch.linalg.vector_norm(expected))
+        if not math.isfinite(size):
+            # Not for the route to judge: the product will not be finite either, and be refused by name.
+            return
         off = float(torch.linalg.vector_norm(pushed - expected))
         if not off <= DISAGREEMENT * size:
             if varies := what_varies(self._objective):

@@ -15,7 +15,8 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TypeVar
+from copy import copy
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from diagnostics.curvature.products import Route, hessian_route
 from diagnostics.errors import DiagnosticsError
 from diagnostics.microbatch import in_microbatches
 from diagnostics.objective import Objective
+from diagnostics.output_loss import OutputLoss, OutputMap
 from diagnostics.parameters import Selection
 
 T = TypeVar("T")
@@ -87,6 +89,12 @@ class _OfObjective(Operator):
             return self._route.steadily(action)
         finally:
             self._within = False
+
+    def rebuilt(self) -> Self:
+        """The same operator with graphs of its own: what varies between evaluations shows between the two."""
+        other = copy(self)
+        other._route, other.matvecs = other._choose_route(), 0
+        return other
 
     def blame(self, vector: Tensor) -> str:
         """The first batch and parameter at which a product is not finite."""
@@ -221,7 +229,7 @@ class Fisher(GaussNewton):
     Args:
         objective: as for ``GaussNewton``; the loss must be the negative logarithm of a probability.
         params: as for ``GaussNewton``.
-        microbatch: as for ``GaussNewton``; each piece draws its own labels.
+        microbatch: as for ``GaussNewton``; the labels stay the same.
         by_layer: as for ``GaussNewton``.
         samples: labels drawn for each term; the standard deviation of an entry falls with their square root.
         seed: of the draws; the same for every product, so that the operator is one fixed matrix.
@@ -253,6 +261,12 @@ class Fisher(GaussNewton):
         super().__init__(objective, params=params, microbatch=microbatch, by_layer=by_layer)
 
     def _middle(self) -> Middle:
-        samples, seed = self.samples, self.seed
-        # One stream for each batch, so that a graph built anew meets the same labels.
-        return lambda index, at: at.sampled(samples, torch.Generator().manual_seed(seed * 1_000_003 + index))
+        samples, seed, origins = self.samples, self.seed, self.objective.origins
+
+        def sampled(index: int, at: OutputLoss) -> OutputMap:
+            # One stream for each batch as it was drawn, so that neither rebuilding a graph nor cutting the batch
+            # changes a label.
+            batch, first = origins[index]
+            return at.sampled(samples, torch.Generator().manual_seed(seed * 1_000_003 + batch), first)
+
+        return sampled

@@ -128,7 +128,9 @@ class _Ladder:
             return self._fall_back(f"{self._kind} refused: {lines[0][:160]}", block)
         off = self._disagreement(block, result)
         if off and self._asked is None:
-            return self._fall_back(f"{self._kind} is off by {off:.0%} here", block)
+            result = self._fall_back(f"{self._kind} is off by {off:.0%} here", block)
+            self._note_asymmetry()
+            return result
         if off:
             self.error, self._tail = off, f" (off by {off:.0%} from central differences)"
         self._proved = True
@@ -141,7 +143,7 @@ class _Ladder:
     def _disagreement(self, block: Tensor, products: Tensor) -> float:
         """How far the route is from central differences, relative; 0 when they agree or have agreed before."""
         space, verified = self._objective.space, self._objective.verified_routes
-        if self._kind in verified or len(self._groups) > 1:
+        if self._kind in verified or len(self._groups) > 1 or not bool(torch.isfinite(products).all()):
             return 0.0
         vector, product = block[:, 0], products[:, 0]
         usual = 1e-6 < float(torch.linalg.vector_norm(vector)) < 1e6
@@ -173,9 +175,20 @@ class _Ladder:
                 given=f"{reason}; central differences: {second}",
                 expected="a loss that can be differentiated at least once",
             ) from second
-        self._differences = route
-        self.error = route.error
+        self._differences, self.error = route, route.error
         return result
+
+    def _note_asymmetry(self) -> None:
+        """Say so when not double backward is wrong, but the gradient: what is hidden from autograd is not in it."""
+        assert self._differences is not None
+        draws = torch.randn(2, self._objective.space.total, generator=torch.Generator().manual_seed(0))
+        v, w = draws.to(self._objective.space.device, self._objective.space.dtype)
+        Jv, Jw = self._differences.product(v), self._differences.product(w)
+        lengths = float(torch.linalg.vector_norm(w) * torch.linalg.vector_norm(Jv)) or 1.0
+        asymmetry = abs(float(torch.dot(w, Jv)) - float(torch.dot(v, Jw))) / lengths
+        if asymmetry > 10 * self._differences.error:
+            self.error = asymmetry
+            self._differences.name += "; not symmetric: part of the loss is hidden from autograd, see self_check"
 
     def _climb(self, block: Tensor) -> None:
         """Go over to the linearised line once it pays, if all batches are kept and it gives the same products."""
