@@ -56,7 +56,8 @@ class Operator(ABC):
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         products = self.multiply(vectors)
-        if not bool(torch.isfinite(products).all()):
+        # A sum shows any NaN or infinity in one quick pass; only when it does is every entry looked at.
+        if not bool(torch.isfinite(products.sum())) and not bool(torch.isfinite(products).all()):
             self._refuse(vectors, products)
         return products
 

@@ -107,19 +107,17 @@ class Sweep:
     def _products(self, block: Tensor) -> Tensor:
         space = self.objective.space
         rows = block.T.contiguous()
-        total = torch.zeros_like(rows)
-        for index in self._counted:
-            weight = self.objective.weights[index]
+        total = torch.empty_like(rows)
+        for place, index in enumerate(self._counted):
             batch_map = self._map(index)
             if self.batched and len(rows) > 1:
-                parts = batch_map.many(_split(rows, space.tensors))
-                total.add_(torch.cat([part.reshape(len(rows), -1).to(rows) for part in parts], dim=1), alpha=weight)
+                several = batch_map.many(_split(rows, space.tensors))
+                columns = [part.detach().reshape(len(rows), -1) for part in several]
+                _add(total, columns, self.objective.weights[index], first=place == 0)
                 continue
             for row, sums in zip(rows, total, strict=True):
-                start = 0
-                for part in batch_map(space.unflatten(row)):
-                    sums[start : start + part.numel()].add_(part.detach().reshape(-1).to(sums), alpha=weight)
-                    start += part.numel()
+                parts = [part.detach().reshape(-1) for part in batch_map(space.unflatten(row))]
+                _add(sums, parts, self.objective.weights[index], first=place == 0)
         return total.T
 
     def _map(self, index: int) -> BatchMap:
@@ -136,6 +134,20 @@ class Sweep:
         if len(self._kept) < self._room:
             self._kept[index] = made
         return made
+
+
+def _add(total: Tensor, parts: Sequence[Tensor], weight: float, *, first: bool) -> None:
+    """Add weighted parts along the last axis of ``total``, which is not yet set when they are the first."""
+    start = 0
+    for part in parts:
+        stretch = total[..., start : start + part.shape[-1]]
+        if not first:
+            stretch.add_(part.to(stretch), alpha=weight)
+        elif weight == 1.0:
+            stretch.copy_(part)
+        else:
+            torch.mul(part.to(stretch), weight, out=stretch)
+        start += part.shape[-1]
 
 
 class _SavedBytes:
