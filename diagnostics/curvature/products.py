@@ -184,8 +184,8 @@ class _Ladder:
         draws = torch.randn(2, self._objective.space.total, generator=torch.Generator().manual_seed(0))
         v, w = draws.to(self._objective.space.device, self._objective.space.dtype)
         Jv, Jw = self._differences.product(v), self._differences.product(w)
-        lengths = float(torch.linalg.vector_norm(w) * torch.linalg.vector_norm(Jv)) or 1.0
-        asymmetry = abs(float(torch.dot(w, Jv)) - float(torch.dot(v, Jw))) / lengths
+        # For a Gaussian w, w·(J − Jᵀ)v is about as large as (J − Jᵀ)v is long.
+        asymmetry = abs(float(torch.dot(w, Jv)) - float(torch.dot(v, Jw))) / float(torch.linalg.vector_norm(Jv))
         if asymmetry > 10 * self._differences.error:
             # Double backward gave the transpose then, which is just as far from symmetric.
             self.error = off

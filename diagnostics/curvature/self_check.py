@@ -21,7 +21,7 @@ class SelfCheck:
     Attributes:
         repeat: between two products with one vector, each from a graph built for it.
         linearity: of A(2v + w) − 2Av − Aw.
-        symmetry: of w·Av − v·Aw.
+        symmetry: of w·Av − v·Aw, to the length of Av.
         allowed: what rounding and the route's own error explain.
         cause: the likely cause of the first that is larger, with what to try; empty when none is.
     """
@@ -68,8 +68,8 @@ def self_check(operator: SymmetricMap, *, seed: int = 0) -> SelfCheck:
     scale = float(torch.linalg.vector_norm(Av)) or 1.0
     repeat = float(torch.linalg.vector_norm(again - Av)) / scale
     linearity = float(torch.linalg.vector_norm(both - 2 * Av - Aw)) / scale
-    lengths = float(torch.linalg.vector_norm(w)) * scale
-    symmetry = abs(float(torch.dot(w, Av)) - float(torch.dot(v, Aw))) / lengths
+    # For a Gaussian w, w·(A − Aᵀ)v is about as large as (A − Aᵀ)v is long.
+    symmetry = abs(float(torch.dot(w, Av)) - float(torch.dot(v, Aw))) / scale
     # A route that knows itself to be poor does not excuse everything.
     allowed = min(20 * rounding_of(operator), MOST_ALLOWED)
     cause = ""

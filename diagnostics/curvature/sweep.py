@@ -162,7 +162,8 @@ class _SavedBytes:
         if storage.data_ptr() not in self._seen:
             self._seen.add(storage.data_ptr())
             self.total += storage.nbytes()
-        return saved
+        # Handing back the tensor itself would tie the graph into a cycle that nothing ever frees.
+        return saved.detach()
 
 
 def _split(rows: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
