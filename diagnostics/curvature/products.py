@@ -93,7 +93,7 @@ class _Ladder:
         self._proved = False
         self._taken = 0
         self._promotable = asked is None and len(groups) == 1 and not on_gpu and _is_convolutional(objective.model)
-        self._kind = asked or DOUBLE_BACKWARD
+        self._kind = asked if asked in (LINEARIZE, COMPILED) else DOUBLE_BACKWARD
         self.error: float = 8 * torch.finfo(objective.space.dtype).eps
         # Nothing that the sweep holds refers back to this object: graphs must die with the last reference to it.
         self._line = partial(Linearised, objective, compiled=asked == COMPILED)
@@ -107,8 +107,9 @@ class _Ladder:
     def name(self) -> str:
         if self._differences is not None:
             return self._differences.name
-        kept = "" if self._kind in (LINEARIZE, COMPILED) else f", {self._sweep.keeping}"
-        return f"{self._kind}{kept}{self._tail}"
+        if self._kind in (LINEARIZE, COMPILED):
+            return self._kind + self._tail
+        return f"{self._kind}{f', {BATCHED}' if self._sweep.batched else ''}, {self._sweep.keeping}{self._tail}"
 
     def steadily(self, action: Callable[[], T]) -> T:
         return action() if self._differences is not None else self._sweep.steadily(action)

@@ -40,7 +40,7 @@ class Sweep:
         objective: whose batches and weights.
         values: θ, one tensor per selected parameter; held fixed.
         build: makes a batch's map; called inside ``quiet`` with the leaves in the place of the parameters.
-        batched: take the vectors of a block in one pass.
+        batched: take the vectors of a block in one pass, as long as that works and gives the same.
         keep_all: keep every map, whatever it holds.
     """
 
@@ -56,6 +56,7 @@ class Sweep:
         self.objective = objective
         self.leaves = [value.detach().requires_grad_() for value in values]
         self.batched = batched
+        self._batched_agrees = False
         self._build = build
         self._kept: dict[int, BatchMap] = {}
         self._counted = [index for index, weight in enumerate(objective.weights) if weight]
@@ -110,15 +111,28 @@ class Sweep:
         total = torch.empty_like(rows)
         for place, index in enumerate(self._counted):
             batch_map = self._map(index)
-            if self.batched and len(rows) > 1:
-                several = batch_map.many(_split(rows, space.tensors))
-                columns = [part.detach().reshape(len(rows), -1) for part in several]
-                _add(total, columns, self.objective.weights[index], first=place == 0)
+            if self.batched and len(rows) > 1 and (together := self._in_one_pass(batch_map, rows)):
+                _add(total, together, self.objective.weights[index], first=place == 0)
                 continue
             for row, sums in zip(rows, total, strict=True):
                 parts = [part.detach().reshape(-1) for part in batch_map(space.unflatten(row))]
                 _add(sums, parts, self.objective.weights[index], first=place == 0)
         return total.T
+
+    def _in_one_pass(self, batch_map: BatchMap, rows: Tensor) -> list[Tensor]:
+        """The block's products in one pass; empty, for good, when that is refused, too large, or wrong."""
+        space = self.objective.space
+        try:
+            several = [part.detach().reshape(len(rows), -1) for part in batch_map.many(_split(rows, space.tensors))]
+        except (RuntimeError, NotImplementedError):
+            self.batched = False
+            return []
+        if not self._batched_agrees:
+            alone = torch.cat([part.detach().reshape(-1).double() for part in batch_map(space.unflatten(rows[0]))])
+            off = torch.linalg.vector_norm(torch.cat([part[0].double() for part in several]) - alone)
+            near = torch.finfo(rows.dtype).eps ** 0.5 * torch.linalg.vector_norm(alone)
+            self.batched = self._batched_agrees = bool(off <= near)
+        return several if self.batched else []
 
     def _map(self, index: int) -> BatchMap:
         if index in self._kept:

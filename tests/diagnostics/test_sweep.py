@@ -171,3 +171,24 @@ def test_random_layers_are_never_traced(monkeypatch: pytest.MonkeyPatch) -> None
     first = A @ V
     for _ in range(3):
         torch.testing.assert_close(A @ V, first, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("fault", [None, "refused", "wrong"])
+def test_one_pass_for_a_block_is_given_up_when_it_is_refused_or_wrong(
+    fault: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diagnostics.curvature.maps import DoubleBackward
+
+    right = DoubleBackward.many
+
+    def many(self: DoubleBackward, vectors: list[Tensor]) -> list[Tensor]:
+        if fault == "refused":
+            raise RuntimeError("no batching rule")
+        return [part * (1.01 if fault == "wrong" else 1.0) for part in right(self, vectors)]
+
+    expected = Hessian(_objective()) @ _vectors(31)
+    monkeypatch.setattr(DoubleBackward, "many", many)
+    A = Hessian(_objective(), route="batched")
+    torch.testing.assert_close(A @ _vectors(31), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(A @ _vectors(31), expected, rtol=1e-10, atol=1e-12)
+    assert ("batched" in A.route) == (fault is None)
