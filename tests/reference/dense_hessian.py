@@ -44,3 +44,16 @@ def differenced_hessian(model: nn.Module, loss: Callable[[], Tensor], step: floa
             columns.append((above - gradient()) / (2 * step))
             flat[index] = before
     return torch.stack(columns, dim=1)
+
+
+def hessian_times(model: nn.Module, loss: Callable[[], Tensor], vectors: Tensor) -> Tensor:
+    """(P, K) products with vectors (P, K), for models whose Hessian is too large to write out."""
+    leaves = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with sdpa_kernel(SDPBackend.MATH):
+        gradients = torch.autograd.grad(loss(), leaves, create_graph=True, materialize_grads=True)
+        entries = torch.cat([part.reshape(-1) for part in gradients])
+        products = [
+            torch.autograd.grad(entries @ vector, leaves, retain_graph=True, materialize_grads=True)
+            for vector in vectors.unbind(1)
+        ]
+    return torch.stack([torch.cat([part.reshape(-1) for part in product]) for product in products], dim=1)
