@@ -65,10 +65,10 @@ class PairForm:
         criterion = as_module(self.criterion)
         if isinstance(criterion, nn.CrossEntropyLoss):
             return OutputLoss(outputs, loss, _categorical(criterion, outputs, targets))
-        if isinstance(criterion, nn.NLLLoss):
+        if isinstance(criterion, nn.NLLLoss | nn.KLDivLoss):
             raise DiagnosticsError(
                 "the loss is linear in the model's outputs",
-                given="NLLLoss on log-probabilities, for which the Gauss-Newton matrix is zero",
+                given=f"{type(criterion).__name__} on log-probabilities, for which the Gauss-Newton matrix is zero",
                 expected="a model that returns logits, with CrossEntropyLoss",
             )
         return OutputLoss(outputs, loss, Elementwise.of(criterion, outputs))
@@ -156,19 +156,26 @@ def _categorical(criterion: nn.CrossEntropyLoss, outputs: Tensor, targets: Tenso
     return Categorical(axis, wanted, weight if class_weight is None else weight * class_weight[wanted])
 
 
-def _recognised(logits: Tensor, loss: Tensor, labels: Any, shifted: bool) -> Categorical | None:
-    """The mean cross-entropy of labels other than -100, if that is what the model computed."""
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != logits.shape[:-1]:
+def _recognised(logits: Tensor, loss: Tensor, labels: Any, shifted: bool) -> Categorical | Elementwise | None:
+    """The loss that gives this value for these labels, among those that Hugging Face models compute."""
+    if not isinstance(labels, Tensor):
         return None
-    wanted = labels
-    if shifted:
-        wanted = F.pad(labels, (0, 1), value=-100)[..., 1:]
+    flat = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+
+    def gives(value: Tensor) -> bool:
+        return bool(torch.isclose(value.to(loss.dtype), loss.detach(), rtol=1e-3, atol=1e-6))
+
+    if labels.is_floating_point():
+        if labels.numel() != logits.numel():
+            return None
+        criteria = (nn.MSELoss(), nn.BCEWithLogitsLoss())
+        found = (criterion for criterion in criteria if gives(criterion(flat.reshape(labels.shape), labels.to(flat))))
+        return next((Elementwise.of(criterion, logits) for criterion in found), None)
+    if labels.shape != logits.shape[:-1]:
+        return None
+    wanted = F.pad(labels, (0, 1), value=-100)[..., 1:] if shifted else labels
     kept = (wanted != -100).reshape(-1)
-    if not bool(kept.any()):
-        return None
     classes = wanted.reshape(-1).where(kept, 0)
-    flat = logits.detach().reshape(-1, logits.shape[-1])
-    ours = F.cross_entropy(flat[kept].to(torch.promote_types(flat.dtype, torch.float32)), classes[kept])
-    if not torch.isclose(ours.to(loss.dtype), loss.detach(), rtol=1e-3, atol=1e-6):
+    if not bool(kept.any()) or not gives(F.cross_entropy(flat.reshape(-1, flat.shape[-1])[kept], classes[kept])):
         return None
     return Categorical(-1, classes, kept.to(logits.dtype) / kept.sum())

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from diagnostics.errors import DiagnosticsError
 
-_ELEMENTWISE = (
+ELEMENTWISE = (
     nn.MSELoss,
     nn.L1Loss,
     nn.SmoothL1Loss,
@@ -72,7 +72,7 @@ def pair_terms(loss: Callable[..., Tensor], targets: Any) -> float:
             return float(targets.numel() // max(1, targets.shape[1] if targets.ndim > 1 else targets.numel()))
         kept = targets[targets != loss.ignore_index]
         return float(kept.numel()) if loss.weight is None else float(loss.weight.to(kept.device)[kept].sum())
-    if isinstance(loss, _ELEMENTWISE) and isinstance(targets, Tensor):
+    if isinstance(loss, ELEMENTWISE) and isinstance(targets, Tensor):
         return float(targets.numel())
     return leading_dimension(targets)
 

@@ -162,6 +162,7 @@ class Objective:
         self.origins: tuple[tuple[int, int], ...] = tuple((index, 0) for index in range(len(self.batches)))
         """Which batch each batch was cut from, and its first example there."""
         self._stage = _Stage(self.model)
+        self._unreached: set[int] = set()
         self.verified_routes: set[str] = set()
         """Routes to a second derivative that have been seen to agree with central differences on this model."""
 
@@ -219,14 +220,25 @@ class Objective:
         def differentiated() -> tuple[Tensor, tuple[Tensor, ...]]:
             loss = self.batch_loss(index, leaves)
             if not loss.requires_grad:
-                raise DiagnosticsError(
-                    "the loss does not depend on any selected parameter",
-                    given=f"{len(self.space.names)} parameters, first {self.space.names[0]!r}",
-                    expected="a loss computed from the model that is handed in, without no_grad or detach",
-                )
+                self.unreached(index)
+                return loss, tuple(torch.zeros_like(leaf) for leaf in leaves)
             return loss, torch.autograd.grad(loss, leaves, create_graph=create_graph, materialize_grads=True)
 
         return self.placed(leaves, differentiated)
+
+    def unreached(self, index: int) -> None:
+        """Note that a batch's loss depends on no selected parameter; some may not, as with mixtures of experts.
+
+        Raises:
+            DiagnosticsError: none of the batches does.
+        """
+        self._unreached.add(index)
+        if all(batch in self._unreached for batch, weight in enumerate(self.weights) if weight):
+            raise DiagnosticsError(
+                "the loss does not depend on any selected parameter",
+                given=f"{len(self.space.names)} parameters, first {self.space.names[0]!r}",
+                expected="a loss computed from the model that is handed in, without no_grad or detach",
+            )
 
     def placed(self, values: Sequence[Tensor], action: Callable[[], T]) -> T:
         """Run ``action`` with ``values`` in the place of the selected parameters and copies in that of the buffers.
@@ -304,7 +316,7 @@ class Objective:
         """The same function of other parameters of the same model."""
         other = copy(self)
         other.space = ParameterSpace(self.model, params)
-        other.verified_routes = set()
+        other.verified_routes, other._unreached = set(), set()
         return other
 
     def count_terms(self, batch: Batch) -> float:
@@ -322,7 +334,7 @@ class Objective:
         other = copy(self)
         other.origins = tuple(origins)
         other.batches, other.weights, other.terms = tuple(batches), tuple(weights), tuple(terms)
-        other.verified_routes = set()
+        other.verified_routes, other._unreached = set(), set()
         return other
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from diagnostics.errors import DiagnosticsError
+from diagnostics.loss_terms import ELEMENTWISE
 
 OutputMap = Callable[[Tensor], Tensor]
 
@@ -76,7 +77,7 @@ class Elementwise:
     @classmethod
     def of(cls, criterion: object, outputs: Tensor) -> Elementwise | None:
         """For the losses whose elements are known to be summed or averaged; None for any other."""
-        if not isinstance(criterion, _ELEMENTWISE):
+        if not isinstance(criterion, ELEMENTWISE):
             return None
         return cls(1.0 if criterion.reduction == "sum" else 1.0 / max(1, outputs.numel()), criterion)
 
@@ -90,9 +91,6 @@ class Elementwise:
             chance = torch.sigmoid(outputs.detach())
             return chance - (uniform < chance).to(chance.dtype)
         raise _not_a_likelihood(type(self.criterion).__name__)
-
-
-_ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,10 @@ class Sandwich:
         self._differences = differences
         at = objective.batch_outputs(index, leaves)
         self._outputs = at.outputs
+        self.reached = at.outputs.requires_grad
+        if not self.reached:
+            objective.unreached(index)
+            return
         self._between = middle(index, at)
         if not differences:
             self._cotangent = torch.zeros_like(at.outputs, requires_grad=True)
@@ -73,6 +77,8 @@ class Sandwich:
 
     def __call__(self, vector: Parts) -> Parts:
         """Of one vector."""
+        if not self.reached:
+            return [torch.zeros_like(part) for part in vector]
         parts: list[Tensor] = []
         for group in self._groups:
             pushed = self.pushed(vector, group)
@@ -92,6 +98,8 @@ class Sandwich:
 
     def pushed(self, vector: Parts, group: slice) -> Tensor:
         """Jv for the parameters of one group."""
+        if not self.reached:
+            return torch.zeros_like(self._outputs)
         if self._differences:
             return self.differenced(vector, group)
         reached = [
@@ -161,13 +169,11 @@ class JacobianRoute:
         space, verified = self._objective.space, self._objective.verified_routes
         if JACOBIAN in verified:
             return
-        index = next(index for index, weight in enumerate(self._objective.weights) if weight)
         everything = slice(0, len(space.names))
         draw = torch.randn(space.total, generator=torch.Generator().manual_seed(0)).to(given)
         vector = space.unflatten(draw)
         try:
-            with torch.enable_grad():
-                sandwich = self._graph(index, self._sweep.leaves)
+            sandwich = self._first_reached()
             pushed = sandwich.pushed(vector, everything)
         except (RuntimeError, NotImplementedError) as refusal:
             if isinstance(refusal, torch.OutOfMemoryError):
@@ -189,6 +195,15 @@ class JacobianRoute:
                 self._fall_back(f"double backward is off by {off / size if size else 1.0:.0%} here")
                 return
         verified.add(JACOBIAN)
+
+    def _first_reached(self) -> Sandwich:
+        for index, weight in enumerate(self._objective.weights):
+            if weight:
+                with torch.enable_grad():
+                    sandwich = self._graph(index, self._sweep.leaves)
+                if sandwich.reached:
+                    break
+        return sandwich
 
     def _fall_back(self, reason: str) -> None:
         self._reason = reason

@@ -63,9 +63,13 @@ class DoubleBackward:
                 parts += [torch.zeros_like(weight) for weight in vector[group]]
                 continue
             outputs, weights = zip(*varying, strict=True)
-            parts += torch.autograd.grad(
-                outputs, leaves, weights, retain_graph=True, materialize_grads=True, is_grads_batched=batched
+            reached = torch.autograd.grad(
+                outputs, leaves, weights, retain_graph=True, allow_unused=True, is_grads_batched=batched
             )
+            parts += [
+                torch.zeros_like(weight) if part is None else part
+                for part, weight in zip(reached, vector[group], strict=True)
+            ]
         return parts
 
 
@@ -77,10 +81,18 @@ class Linearised:
             parts: tuple[Tensor, ...] = torch.func.grad(lambda inner: objective.batch_loss(index, inner))(values)
             return parts
 
+        values = tuple(leaf.detach() for leaf in leaves)
         with warnings.catch_warnings():
-            # torch.fx warns about constants that it places itself.
+            # torch.fx warns about constants that it places itself, torch.func about torch.jit.
             warnings.simplefilter("ignore")
-            _, line = torch.func.linearize(gradient, *(leaf.detach() for leaf in leaves))
+            # Where forward-mode derivatives are missing this raises; tracing may end the process (torch 2.13, MSE).
+            torch.func.jvp(gradient, values, values)
+            _, line = torch.func.linearize(gradient, *values)
+        with torch.no_grad():
+            once, twice, thrice = (line(*values) for _ in range(3))
+        if not all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(once, twice, thrice, strict=True)):
+            # Random operations are drawn anew, and some operations write into the constants of the line (LSTM, BCE).
+            raise RuntimeError("the traced line does not repeat itself")
         self._line = torch.compile(line) if compiled else line
         self._compiled = compiled
 

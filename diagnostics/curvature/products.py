@@ -123,9 +123,16 @@ class _Ladder:
         try:
             result = self._sweep.products(block)
         except (RuntimeError, NotImplementedError) as refusal:
-            if isinstance(refusal, torch.OutOfMemoryError) or self._asked is not None:
+            if isinstance(refusal, torch.OutOfMemoryError):
                 raise
             lines = str(refusal).strip().splitlines() or [type(refusal).__name__]
+            if self._asked is not None:
+                raise DiagnosticsError(
+                    f"route {self._asked!r} does not work for this model",
+                    given=lines[0][:300],
+                    expected="a route that works",
+                    attempt="route=None, which finds one",
+                ) from refusal
             return self._fall_back(f"{self._kind} refused: {lines[0][:160]}", block)
         off = self._disagreement(block, result)
         if off and self._asked is None:
@@ -144,15 +151,20 @@ class _Ladder:
     def _disagreement(self, block: Tensor, products: Tensor) -> float:
         """How far the route is from central differences, relative; 0 when they agree or have agreed before."""
         space, verified = self._objective.space, self._objective.verified_routes
-        if self._kind in verified or len(self._groups) > 1 or not bool(torch.isfinite(products).all()):
+        if self._kind in verified or not bool(torch.isfinite(products).all()):
             return 0.0
         vector, product = block[:, 0], products[:, 0]
         usual = 1e-6 < float(torch.linalg.vector_norm(vector)) < 1e6
-        if not usual or int(torch.count_nonzero(vector)) < 0.9 * len(vector):
+        whole = self._sweep
+        if len(self._groups) > 1:
+            # Blocks come from the graph of the whole: when the whole is right, so are they, and it costs one product.
+            everything = [slice(0, len(space.names))]
+            whole = Sweep(self._objective, self._values, partial(DoubleBackward, self._objective, groups=everything))
+        if whole is not self._sweep or not usual or int(torch.count_nonzero(vector)) < 0.9 * len(vector):
             # A vector that leaves out most parameters says nothing about their rows.
             vector = torch.randn(space.total, generator=torch.Generator().manual_seed(0)).to(block)
-            product = self._sweep.products(vector[:, None])[:, 0]
-        differences = CentralDifferences(self._objective, self._values, self._groups)
+            product = whole.products(vector[:, None])[:, 0]
+        differences = CentralDifferences(self._objective, self._values, [slice(0, len(space.names))])
         step = differences.reach / float(torch.linalg.vector_norm(vector))
         expected = differences.difference(vector, step)
         size = float(torch.linalg.vector_norm(expected))

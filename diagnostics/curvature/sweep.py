@@ -56,7 +56,7 @@ class Sweep:
         self.objective = objective
         self.leaves = [value.detach().requires_grad_() for value in values]
         self.batched = batched
-        self._batched_agrees = False
+        self._agreed: set[int] = set()
         self._build = build
         self._kept: dict[int, BatchMap] = {}
         self._counted = [index for index, weight in enumerate(objective.weights) if weight]
@@ -111,7 +111,7 @@ class Sweep:
         total = torch.empty_like(rows)
         for place, index in enumerate(self._counted):
             batch_map = self._map(index)
-            if self.batched and len(rows) > 1 and (together := self._in_one_pass(batch_map, rows)):
+            if self.batched and len(rows) > 1 and (together := self._in_one_pass(index, batch_map, rows)):
                 _add(total, together, self.objective.weights[index], first=place == 0)
                 continue
             for row, sums in zip(rows, total, strict=True):
@@ -119,19 +119,19 @@ class Sweep:
                 _add(sums, parts, self.objective.weights[index], first=place == 0)
         return total.T
 
-    def _in_one_pass(self, batch_map: BatchMap, rows: Tensor) -> list[Tensor]:
+    def _in_one_pass(self, index: int, batch_map: BatchMap, rows: Tensor) -> list[Tensor]:
         """The block's products in one pass; empty, for good, when that is refused, too large, or wrong."""
         space = self.objective.space
         try:
             several = [part.detach().reshape(len(rows), -1) for part in batch_map.many(_split(rows, space.tensors))]
+            if index not in self._agreed:
+                alone = torch.cat([part.detach().reshape(-1) for part in batch_map(space.unflatten(rows[0]))])
+                off = torch.linalg.vector_norm(torch.cat([part[0] for part in several]) - alone)
+                near = torch.finfo(rows.dtype).eps ** 0.5 * torch.linalg.vector_norm(alone)
+                self.batched = bool(off <= near)
+                self._agreed.add(index)
         except (RuntimeError, NotImplementedError):
             self.batched = False
-            return []
-        if not self._batched_agrees:
-            alone = torch.cat([part.detach().reshape(-1).double() for part in batch_map(space.unflatten(rows[0]))])
-            off = torch.linalg.vector_norm(torch.cat([part[0].double() for part in several]) - alone)
-            near = torch.finfo(rows.dtype).eps ** 0.5 * torch.linalg.vector_norm(alone)
-            self.batched = self._batched_agrees = bool(off <= near)
         return several if self.batched else []
 
     def _map(self, index: int) -> BatchMap:

@@ -130,7 +130,7 @@ def test_without_a_second_derivative_differences_take_over_and_name_the_refusal(
 
 def test_asked_for_double_backward_it_does_not_fall_back() -> None:
     H = Hessian(_objective(_with(Refusing)), route="double backward")
-    with pytest.raises(RuntimeError, match="no second derivative here"):
+    with pytest.raises(DiagnosticsError, match=r"'double backward' does not work.*no second derivative here"):
         H @ torch.ones(H.shape[0])
 
 
