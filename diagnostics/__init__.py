@@ -2,6 +2,8 @@
 
 from diagnostics.curvature.eigenpairs import Eigenpairs as Eigenpairs
 from diagnostics.curvature.eigenpairs import top_eigenpairs as top_eigenpairs
+from diagnostics.curvature.gram import GaussNewtonSpectrum as GaussNewtonSpectrum
+from diagnostics.curvature.gram import gauss_newton_spectrum as gauss_newton_spectrum
 from diagnostics.curvature.layer_curvature import LayerCurvature as LayerCurvature
 from diagnostics.curvature.layer_curvature import layer_curvature as layer_curvature
 from diagnostics.curvature.operator import Preconditioned as Preconditioned

@@ -152,7 +152,7 @@ def _categorical(criterion: nn.CrossEntropyLoss, outputs: Tensor, targets: Tenso
         if class_weight is not None:
             spread = spread * class_weight
         share = spread.sum(dim=1)
-        return Categorical(axis, spread / share[:, None], weight * share)
+        return Categorical(axis, spread / share.where(share > 0, 1.0)[:, None], weight * share)
     return Categorical(axis, wanted, weight if class_weight is None else weight * class_weight[wanted])
 
 

@@ -24,6 +24,7 @@ from diagnostics.loss_terms import leading_dimension
 from diagnostics.output_loss import OutputLoss
 from diagnostics.parameters import ParameterSpace, Selection, unwrap
 from diagnostics.quiet import Mode, quiet, reseed
+from diagnostics.reentrant import reentrant_checkpoints_refused
 
 T = TypeVar("T")
 LossFunction = Callable[[nn.Module, Batch], Tensor]
@@ -163,6 +164,7 @@ class Objective:
         """Which batch each batch was cut from, and its first example there."""
         self._stage = _Stage(self.model)
         self._unreached: set[int] = set()
+        self._differentiated: set[int] = set()
         self.verified_routes: set[str] = set()
         """Routes to a second derivative that have been seen to agree with central differences on this model."""
 
@@ -224,7 +226,22 @@ class Objective:
                 return loss, tuple(torch.zeros_like(leaf) for leaf in leaves)
             return loss, torch.autograd.grad(loss, leaves, create_graph=create_graph, materialize_grads=True)
 
-        return self.placed(leaves, differentiated)
+        if index in self._differentiated:
+            return self.placed(leaves, differentiated)
+        with reentrant_checkpoints_refused():
+            result = self.placed(leaves, differentiated)
+        self._differentiated.add(index)
+        return result
+
+    def require_differentiable(self, leaves: Sequence[Tensor]) -> None:
+        """Take the gradient of every batch whose gradient has never been taken. To be called inside ``quiet``.
+
+        Raises:
+            DiagnosticsError: part of the model is out of reach of ``torch.autograd.grad``.
+        """
+        for index, weight in enumerate(self.weights):
+            if weight and index not in self._differentiated:
+                self.batch_gradient(index, leaves)
 
     def unreached(self, index: int) -> None:
         """Note that a batch's loss depends on no selected parameter; some may not, as with mixtures of experts.
@@ -316,7 +333,7 @@ class Objective:
         """The same function of other parameters of the same model."""
         other = copy(self)
         other.space = ParameterSpace(self.model, params)
-        other.verified_routes, other._unreached = set(), set()
+        other.verified_routes, other._unreached, other._differentiated = set(), set(), set()
         return other
 
     def count_terms(self, batch: Batch) -> float:
@@ -334,7 +351,7 @@ class Objective:
         other = copy(self)
         other.origins = tuple(origins)
         other.batches, other.weights, other.terms = tuple(batches), tuple(weights), tuple(terms)
-        other.verified_routes, other._unreached = set(), set()
+        other.verified_routes, other._unreached, other._differentiated = set(), set(), set()
         return other
 
 

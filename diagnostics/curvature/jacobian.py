@@ -23,6 +23,7 @@ from diagnostics.curvature.differences import reach
 from diagnostics.curvature.products import DISAGREEMENT
 from diagnostics.curvature.sweep import Parts, Sweep, T
 from diagnostics.determinism import what_varies
+from diagnostics.errors import DiagnosticsError
 from diagnostics.objective import Objective
 from diagnostics.output_loss import OutputLoss, OutputMap
 
@@ -172,6 +173,17 @@ class JacobianRoute:
         everything = slice(0, len(space.names))
         draw = torch.randn(space.total, generator=torch.Generator().manual_seed(0)).to(given)
         vector = space.unflatten(draw)
+        try:
+            with torch.enable_grad():
+                self._objective.require_differentiable(self._sweep.leaves)
+        except (RuntimeError, NotImplementedError) as refusal:
+            if isinstance(refusal, torch.OutOfMemoryError):
+                raise
+            raise DiagnosticsError(
+                "the model cannot be differentiated even once",
+                given=str(refusal).strip()[:300],
+                expected="outputs from which autograd finds the way back to the parameters",
+            ) from refusal
         try:
             sandwich = self._first_reached()
             pushed = sandwich.pushed(vector, everything)

@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from diagnostics.curvature.saved import measured_graph
 from diagnostics.objective import Objective
 from diagnostics.quiet import quiet
 
@@ -139,10 +140,9 @@ class Sweep:
             return self._kept[index]
         with torch.enable_grad():
             if self._room < 0:
-                size = _SavedBytes()
-                with torch.autograd.graph.saved_tensors_hooks(size.count, lambda saved: saved):
+                with measured_graph() as graph:
                     made = self._build(index, self.leaves)
-                self._room = min(len(self._counted), KEPT_BYTES // max(1, size.total))
+                self._room = min(len(self._counted), KEPT_BYTES // max(1, graph.bytes))
             else:
                 made = self._build(index, self.leaves)
         if len(self._kept) < self._room:
@@ -162,22 +162,6 @@ def _add(total: Tensor, parts: Sequence[Tensor], weight: float, *, first: bool) 
         else:
             torch.mul(part.to(stretch), weight, out=stretch)
         start += part.shape[-1]
-
-
-class _SavedBytes:
-    """How much memory a graph holds, by the distinct storages that it saves."""
-
-    def __init__(self) -> None:
-        self.total = 0
-        self._seen: set[int] = set()
-
-    def count(self, saved: Tensor) -> Tensor:
-        storage = saved.untyped_storage()
-        if storage.data_ptr() not in self._seen:
-            self._seen.add(storage.data_ptr())
-            self.total += storage.nbytes()
-        # Handing back the tensor itself would tie the graph into a cycle that nothing ever frees.
-        return saved.detach()
 
 
 def _split(rows: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diagnostics import DiagnosticsError, Hessian, Objective, top_eigenpairs
+from diagnostics import DiagnosticsError, EmpiricalFisher, GaussNewton, Hessian, Objective, top_eigenpairs
 from tests.cases import WEIGHT_NORM
 from tests.reference.dense_hessian import differenced_hessian
 
@@ -246,16 +246,24 @@ def test_checkpointed_segments_are_recomputed_at_the_right_parameters(route: str
     assert results[0][4].startswith(route or "double backward")
 
 
-def test_a_reentrant_checkpoint_is_refused_and_not_taken_for_a_constant() -> None:
-    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
-    objective = Objective.from_loss(
-        model, lambda m, x: checkpoint(m, x, use_reentrant=True).square().mean(), [torch.randn(5, 3)]
-    )
-    with (
-        pytest.raises(DiagnosticsError, match="does not depend on any selected parameter"),
-        pytest.warns(UserWarning, match="None of the inputs"),
-    ):
+@pytest.mark.parametrize("selected", [None, "0.*", "2.*"])
+@pytest.mark.parametrize("operator", [Hessian, GaussNewton, EmpiricalFisher])
+def test_a_reentrant_checkpoint_is_refused_by_name_and_never_taken_for_a_constant(
+    operator: type[Hessian], selected: str | None
+) -> None:
+    """Before it, in it, after it: some refuse with an error of torch's, some give zeros after a warning."""
+
+    class Segmented(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[3](checkpoint(self[2], torch.tanh(self[0](x)), use_reentrant=True))
+
+    model = Segmented(nn.Linear(3, 4), nn.Identity(), nn.Linear(4, 4), nn.Linear(4, 2))
+    params = selected or (lambda name, tensor: not name.startswith("0."))
+    objective = Objective(model, nn.MSELoss(), (torch.randn(5, 3), torch.randn(5, 2)), params=params)
+    with pytest.raises(DiagnosticsError, match="reentrant activation checkpoints"):
         objective.gradient()
+    with pytest.raises(DiagnosticsError, match="reentrant activation checkpoints"):
+        operator(objective) @ torch.ones(objective.num_parameters)
 
 
 def test_bfloat16_eigenvalues_carry_an_error_that_covers_the_truth() -> None:

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from diagnostics import EmpiricalFisher, GaussNewton, Hessian, Objective
 from diagnostics.curvature import sweep
+from diagnostics.curvature.saved import measured_graph
 
 
 def _objective(**settings: object) -> Objective:
@@ -35,22 +36,16 @@ def test_graphs_are_kept_while_they_fit_and_the_products_are_the_same(
 ) -> None:
     expected = operator(_objective()) @ _vectors(31)
     if room < 1:
-        size = sweep._SavedBytes()
         one = _objective()
-        with torch.autograd.graph.saved_tensors_hooks(size.count, lambda saved: saved):
+        with measured_graph() as graph:
             leaves = [value.requires_grad_() for value in one.space.values()]
-            _keep = one.batch_gradient(0, leaves, create_graph=True)
-            if operator is not Hessian:
+            if operator is Hessian:
+                _held = one.batch_gradient(0, leaves, create_graph=True)
+            else:
                 at = one.batch_outputs(0, leaves)
-                size.total = 0
-                size._seen.clear()
-                _keep = torch.autograd.grad(
-                    one.batch_outputs(0, leaves).outputs,
-                    leaves,
-                    torch.zeros_like(at.outputs, requires_grad=True),
-                    create_graph=True,
-                )
-        room = 1.5 * size.total
+                cotangent = torch.zeros_like(at.outputs, requires_grad=True)
+                _held = at, torch.autograd.grad(at.outputs, leaves, cotangent, create_graph=True)
+        room = 1.5 * graph.bytes
     monkeypatch.setattr(sweep, "KEPT_BYTES", int(room))
     A = operator(_objective())
     torch.testing.assert_close(A @ _vectors(31), expected, rtol=1e-12, atol=1e-14)
