@@ -13,6 +13,13 @@ from diagnostics.curvature.operators import GaussNewton as GaussNewton
 from diagnostics.curvature.operators import Hessian as Hessian
 from diagnostics.curvature.self_check import SelfCheck as SelfCheck
 from diagnostics.curvature.self_check import self_check as self_check
+from diagnostics.curvature.spectrum import Spectrum as Spectrum
+from diagnostics.curvature.spectrum import spectral_density as spectral_density
+from diagnostics.curvature.spectrum import spectral_function as spectral_function
+from diagnostics.curvature.trace import Diagonal as Diagonal
+from diagnostics.curvature.trace import diagonal as diagonal
+from diagnostics.curvature.trace import frobenius_norm as frobenius_norm
+from diagnostics.curvature.trace import trace as trace
 from diagnostics.errors import DiagnosticsError as DiagnosticsError
 from diagnostics.estimate import Estimate as Estimate
 from diagnostics.learning_rate.effective import EffectiveLearningRates as EffectiveLearningRates
