@@ -8,4 +8,5 @@ from probes.schedule import at as at
 from probes.schedule import every as every
 from probes.schedule import log_spaced as log_spaced
 from probes.sharpness import Sharpness as Sharpness
+from probes.spectrum import Spectrum as Spectrum
 from probes.units import Units as Units

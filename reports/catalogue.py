@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from probes.run import Run
-from reports import learning_rate, sharpness, training, units, weights
+from reports import learning_rate, sharpness, spectrum, training, units, weights
 from reports.chapter import Chapter
 
 CHAPTERS: dict[str, Callable[[Run], Chapter]] = {
     "sharpness": sharpness.read,
+    "spectrum": spectrum.read,
     "learning_rate": learning_rate.read,
     "units": units.read,
     "weights": weights.read,

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -20,9 +21,10 @@ from probes.header import describe_groups, describe_objective, describe_optimize
 from probes.journal import to_record
 from probes.learning_rate import EffectiveLearningRate
 from probes.probe import Moment, Probe, Reading
-from probes.run.reader import SCHEMA_VERSION, Run
+from probes.run.reader import SCHEMA_VERSION, Run, array_key
 from probes.run.records import Record
 from probes.sharpness import Sharpness
+from probes.spectrum import Spectrum
 from probes.units import Units
 
 Progress = Callable[[str], None]
@@ -42,6 +44,8 @@ def examine(
 ) -> Run:
     """Open a checkpoint and measure what can be measured; the result is a Run with one step.
 
+    The spectrum is measured only when it is asked for by name: it costs twenty times the rest.
+
     Args:
         path: the file.
         task: see ``build_task``; without one, only the tensors are surveyed.
@@ -59,6 +63,7 @@ def examine(
     step = checkpoint.step or 0
     progress("surveying tensors")
     records = [*_weights(checkpoint, step), *_optimizer_state(checkpoint, step)]
+    arrays: dict[tuple[str, str], numpy.ndarray] = {}
     header = _header(checkpoint, task)
     if task is not None:
         progress("building the task")
@@ -70,8 +75,25 @@ def examine(
             header["optimizer"] = describe_optimizer(optimizer)
         for probe in _probes(only):
             progress(f"measuring {probe.name.replace('_', ' ')}")
-            records += _measure(probe, objective, optimizer, step)
-    return Run(header, records)
+            for reading in _measure(probe, objective, optimizer, step):
+                records.append(to_record(probe.name, step, reading))
+                if reading.array is not None:
+                    arrays[probe.name, array_key(records[-1])] = reading.array
+    return _Examined(header, records, arrays)
+
+
+class _Examined(Run):
+    """A Run in memory, with its arrays: a checkpoint has no run folder that could hold them."""
+
+    def __init__(
+        self, header: Mapping[str, Any], records: Iterable[Record], arrays: Mapping[tuple[str, str], numpy.ndarray]
+    ) -> None:
+        super().__init__(header, records)
+        self._arrays = dict(arrays)
+
+    def array(self, record: Record) -> numpy.ndarray | None:
+        """The array that was measured with a record."""
+        return self._arrays.get((record.probe, array_key(record)))
 
 
 def stages(task: str | None, only: Collection[str] | None) -> int:
@@ -82,10 +104,12 @@ def stages(task: str | None, only: Collection[str] | None) -> int:
 def _probes(only: Collection[str] | None) -> list[Probe]:
     # One measurement, not hundreds: a tenth of the tolerance costs little.
     probes: list[Probe] = [Sharpness(tol=1e-3), EffectiveLearningRate(), Units()]
-    return [probe for probe in probes if only is None or probe.name in only]
+    if only is None:
+        return probes
+    return [probe for probe in (*probes, Spectrum(steps=64)) if probe.name in only]
 
 
-def _measure(probe: Probe, objective: Objective, optimizer: Optimizer | None, step: int) -> Iterable[Record]:
+def _measure(probe: Probe, objective: Objective, optimizer: Optimizer | None, step: int) -> list[Reading]:
     moment = Moment(step, objective.model, optimizer, objective)
     readings: list[Reading] = []
     try:
@@ -94,7 +118,7 @@ def _measure(probe: Probe, objective: Objective, optimizer: Optimizer | None, st
     except Exception as problem:  # noqa: BLE001
         reason = f"{type(problem).__name__}: {problem}"
         readings.append(Reading("measurement", None, status="failed", note=reason))
-    return [to_record(probe.name, step, reading) for reading in readings]
+    return readings
 
 
 def _weights(checkpoint: Checkpoint, step: int) -> Iterable[Record]:

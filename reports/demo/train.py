@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from diagnostics import DiagnosticsError, Objective
-from probes import Monitor
+from probes import EffectiveLearningRate, Monitor, Sharpness, Spectrum, Units, at
+from probes.probe import Probe
 from reports.demo import task
 
 STEPS = 1500
@@ -54,7 +55,9 @@ def train(folder: Path, advance: Callable[[int], None] = lambda step: None) -> D
     optimizer = torch.optim.SGD(model.parameters(), lr=task.LEARNING_RATE)
     objective = Objective(model, task.loss, (images, targets))
 
-    with Monitor(model, optimizer, objective, out=folder / "run", every=EVERY, budget=None) as monitor:
+    # Whole spectra cost more than all the rest: at the start, on the way to the edge, and at the end.
+    probes: list[Probe] = [Sharpness(), EffectiveLearningRate(), Units(), Spectrum(every=at(0, 200, STEPS))]
+    with Monitor(model, optimizer, objective, out=folder / "run", probes=probes, every=EVERY, budget=None) as monitor:
         for step in range(1, STEPS + 1):
             optimizer.zero_grad()
             loss = task.loss(model(images), targets)
