@@ -43,6 +43,16 @@ class Estimate:
     def __str__(self) -> str:
         return format_value(self.value, self.error)
 
+    def interval(self) -> tuple[float, float]:
+        """Where the truth is to be expected: value ± error, and for a standard error the 95 % interval.
+
+        Example:
+            >>> Estimate(10.0, 1.0, "standard error", "ten draws").interval()
+            (8.04, 11.96)
+        """
+        reach = 1.96 * self.error if self.kind == "standard error" else self.error
+        return self.value - reach, self.value + reach
+
     @property
     def determined(self) -> bool:
         """Whether the value is a number at all."""
@@ -67,12 +77,14 @@ def format_value(value: float, error: float | None = None) -> str:
     Example:
         >>> format_value(0.0123456), format_value(1234.567, 31.0), format_value(float("nan"))
         ('0.01235', '1230 ± 30', 'undetermined')
-        >>> format_value(1.04208213, 1e-6)
-        '1.0421 ± 0.0001'
+        >>> format_value(1.04208213, 1e-6), format_value(2.0, float("inf"))
+        ('1.0421 ± 0.0001', '2 ± ?')
     """
     if not math.isfinite(value):
         return "undetermined"
-    if error is None or not math.isfinite(error) or error <= 0.0:
+    if error is not None and not math.isfinite(error):
+        return f"{value:.4g} ± ?"
+    if error is None or error <= 0.0:
         return f"{value:.4g}"
     size = math.floor(math.log10(abs(value))) if value else -math.inf
     if value:

@@ -9,18 +9,19 @@ others are still there.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from diagnostics import DiagnosticsError, Eigenpairs, Estimate, Hessian, Objective, layer_curvature, top_eigenpairs
+from diagnostics import DiagnosticsError, Estimate, Hessian, Objective, layer_curvature, top_eigenpairs
 from diagnostics.curvature.spectrum import Spectrum as Density
 from diagnostics.curvature.spectrum import spectral_density
 from diagnostics.estimate import exact
 from diagnostics.quiet import quiet
+from probes.directions import Part, Space, gradient_in, since, space_of
 from probes.probe import Cost, Moment, Need, Reading
 
 FLAT = 1e-2
@@ -37,18 +38,6 @@ MOST_PRODUCTS = 300
 
 FEWEST_VECTORS = 17
 """With memory for fewer than this beside the wanted ones, a Lanczos run is not worth beginning."""
-
-Part = Generator[Reading, None, None]
-
-
-@dataclass(frozen=True)
-class _Space:
-    """The sharpest directions of one check, (P, k), and the sine of the angle by which they may be tilted."""
-
-    step: int
-    vectors: Tensor
-    tilt: float
-    how: str
 
 
 @dataclass
@@ -89,7 +78,7 @@ class Spectrum:
     needs: ClassVar[frozenset[Need]] = frozenset({"objective"})
     cost: ClassVar[Cost] = "expensive"
     _warm: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
-    _before: _Space | None = field(default=None, init=False, repr=False)
+    _before: Space | None = field(default=None, init=False, repr=False)
     _count: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -187,10 +176,10 @@ class Spectrum:
         self._warm["largest"] = pairs.restart
         values = torch.stack([pairs.values, pairs.residuals]).numpy()
         yield Reading("largest", pairs.estimate(), note="the array is (2, k): eigenvalues, residuals", array=values)
-        before, self._before = self._before, _space(pairs, k, step)
-        yield from _gradient(self._before, hessian)
+        before, self._before = self._before, space_of(pairs, k, step)
+        yield from gradient_in(self._before, hessian)
         if before is not None and before.vectors.shape == self._before.vectors.shape:
-            yield from _since(before, self._before, hessian, pairs)
+            yield from since(before, self._before, hessian, pairs)
 
     def _by_layer(self, objective: Objective) -> Part:
         blocks = Hessian(objective, by_layer=True)
@@ -257,51 +246,3 @@ def _outputs(objective: Objective) -> int | None:
         return None
     axis = getattr(seen.kind, "axis", -1 if seen.outputs.ndim == 2 else None)
     return None if axis is None else int(seen.outputs.shape[axis])
-
-
-def _space(pairs: Eigenpairs, k: int, step: int) -> _Space:
-    """The first k directions. Each is out of their true space by at most its residual over its distance to the rest."""
-    how = f"k = {k} sharpest directions, {pairs.how}"
-    if len(pairs.values) == k:
-        # Nothing is left over that they could be mistaken for.
-        return _Space(step, pairs.vectors, 0.0, how)
-    distances = pairs.values[:k] - (pairs.values + pairs.residuals)[k]
-    apart = bool((distances > 0).all())
-    tilt = float(torch.linalg.vector_norm(pairs.residuals[:k] / distances)) if apart else math.inf
-    return _Space(step, pairs.vectors[:, :k].clone(), tilt, how)
-
-
-def _share(value: float, tilt: float, how: str) -> Estimate:
-    """A squared projection, whose root can be wrong by the sine of the tilt."""
-    error = 2 * math.sqrt(value) * tilt + tilt**2
-    return Estimate(value, min(error, max(value, 1 - value)), "residual", how)
-
-
-def _gradient(space: _Space, hessian: Hessian) -> Part:
-    """Its norm, the curvature along it, and ‖Uᵀg‖² / ‖g‖²."""
-    gradient = hessian.objective.gradient()
-    length = float(torch.linalg.vector_norm(gradient))
-    yield Reading("gradient_norm", length)
-    if not (math.isfinite(length) and length > 0):
-        yield Reading("gradient_share", None, status="skipped", note=f"the gradient's norm is {length:g}")
-        return
-    direction = (gradient / length).to(space.vectors.dtype)
-    along = float(torch.dot(direction, hessian @ direction))
-    yield Reading("gradient_curvature", exact(along, "gᵀHg over the gradient's square, one product"))
-    inside = min(1.0, float((space.vectors.T @ direction).double().square().sum()))
-    yield Reading("gradient_share", _share(inside, space.tilt, space.how))
-
-
-def _since(before: _Space, now: _Space, hessian: Hessian, pairs: Eigenpairs) -> Part:
-    """How much of the former space the present one holds, and how much of the present curvature the former one has."""
-    k = now.vectors.shape[1]
-    value = min(1.0, float((before.vectors.T @ now.vectors).double().square().sum()) / k)
-    yield Reading(
-        "overlap", _share(value, math.sqrt(2 / k) * (before.tilt + now.tilt), f"{now.how}, and of step {before.step}")
-    )
-    total = float(pairs.values[:k].sum())
-    if total > 0:
-        held = float((before.vectors * (hessian @ before.vectors)).sum(dtype=torch.float64))
-        how = f"tr UᵀHU over the sum of the eigenvalues, U of step {before.step}; {now.how}"
-        error = float(pairs.residuals[:k].sum()) / total
-        yield Reading("kept_curvature", Estimate(held / total, error, "residual", how))

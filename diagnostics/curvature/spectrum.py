@@ -69,8 +69,6 @@ class Spectrum:
     orthogonal: bool
     how: str
 
-    # --- sums over eigenvalues ---
-
     @cached_property
     def trace(self) -> Estimate:
         """Σ λ."""
@@ -122,8 +120,6 @@ class Spectrum:
         """
         return self._total(self._values(f, self.nodes), lambda nodes: self._values(f, nodes))
 
-    # --- shares of the eigenvalues ---
-
     def mass(self, low: float, high: float) -> Estimate:
         """Share of the eigenvalues in [low, high], both ends included, and 1e-6 of the largest magnitude around them.
 
@@ -152,8 +148,6 @@ class Spectrum:
     def near_zero(self) -> float:
         """1e-4 of the largest magnitude found."""
         return NEAR_ZERO * self._scale
-
-    # --- extremes ---
 
     @property
     def largest(self) -> Estimate:
@@ -187,8 +181,6 @@ class Spectrum:
             count=exact(len(values), self.how),
             total=self._total(beyond.double()),
         )
-
-    # --- drawing ---
 
     def to_axis(self, eigenvalues: Tensor) -> Tensor:
         """Where eigenvalues stand on the drawing axis: asinh(λ/``near_zero``), so linear near zero, logarithmic beyond.
@@ -238,8 +230,6 @@ class Spectrum:
 
     def __repr__(self) -> str:
         return f"Spectrum({self})"
-
-    # --- how it is done ---
 
     @cached_property
     def _rules(self) -> GaussRules:
@@ -344,7 +334,7 @@ def spectral_density(
     Args:
         operator: anything symmetric with ``shape``, ``dtype``, ``device`` and ``@``.
         probes: random directions.
-        steps: Lanczos steps from each.
+        steps: Lanczos steps from each; after a single one the errors are infinite.
         seed: of the directions; the global random state is neither read nor moved.
         max_basis: vectors (P,) that may be stored at once; by default what fits into 4 GiB. Below probes × steps the
             probes take turns. Below ``steps`` nothing is stored and eigenvalues come back as copies: every sum and
@@ -393,7 +383,8 @@ def spectral_function(
         operator: A.
         f: vectorised over a float64 tensor of eigenvalues; NumPy functions will do.
         probes: random directions.
-        steps: Lanczos steps from each; more where f bends sharply at small eigenvalues.
+        steps: Lanczos steps from each; more where f bends sharply or has a pole close by. The error compares with half
+            as many, which says too little only where convergence is slower than any power of the steps.
         seed: of the directions.
 
     Raises:

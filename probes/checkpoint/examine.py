@@ -79,21 +79,7 @@ def examine(
                 records.append(to_record(probe.name, step, reading))
                 if reading.array is not None:
                     arrays[probe.name, array_key(records[-1])] = reading.array
-    return _Examined(header, records, arrays)
-
-
-class _Examined(Run):
-    """A Run in memory, with its arrays: a checkpoint has no run folder that could hold them."""
-
-    def __init__(
-        self, header: Mapping[str, Any], records: Iterable[Record], arrays: Mapping[tuple[str, str], numpy.ndarray]
-    ) -> None:
-        super().__init__(header, records)
-        self._arrays = dict(arrays)
-
-    def array(self, record: Record) -> numpy.ndarray | None:
-        """The array that was measured with a record."""
-        return self._arrays.get((record.probe, array_key(record)))
+    return Run(header, records, arrays=arrays)
 
 
 def stages(task: str | None, only: Collection[str] | None) -> int:

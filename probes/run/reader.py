@@ -50,6 +50,7 @@ class Run:
         records: in the order in which they were made.
         path: the folder, if there is one.
         torn: bytes of a half-written last line that were left out.
+        arrays: by probe and name, where there is no folder that could hold them.
 
     Example:
         >>> run = Run({}, [Record(step=0, time=0.0, probe="loop", name="loss", value=2.0)])
@@ -58,8 +59,14 @@ class Run:
     """
 
     def __init__(
-        self, header: Mapping[str, Any], records: Iterable[Record], path: Path | None = None, torn: int = 0
+        self,
+        header: Mapping[str, Any],
+        records: Iterable[Record],
+        path: Path | None = None,
+        torn: int = 0,
+        arrays: Mapping[tuple[str, str], numpy.ndarray] | None = None,
     ) -> None:
+        self._arrays = dict(arrays or {})
         self.header = dict(header)
         self.records = list(records)
         self.path = path
@@ -116,12 +123,15 @@ class Run:
 
     def array(self, record: Record) -> numpy.ndarray | None:
         """The array that belongs to a record; None when it has none or its file is gone."""
+        if (record.probe, array_key(record)) in self._arrays:
+            return self._arrays[record.probe, array_key(record)]
         if record.array is None or self.path is None:
             return None
         try:
-            return load_file(self.path / ARRAYS / Path(record.array).name).get(array_key(record))
+            arrays: dict[str, numpy.ndarray] = load_file(self.path / ARRAYS / Path(record.array).name)
         except (OSError, SafetensorError):
             return None
+        return arrays.get(array_key(record))
 
     def to_pandas(self) -> pandas.DataFrame:
         """All records, a row each. Needs pandas."""

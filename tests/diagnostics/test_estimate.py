@@ -19,7 +19,7 @@ from diagnostics.estimate import exact, format_value
         (1234.567, 31.0, "1230 ± 30"),
         (0.5, 0.0, "0.5"),
         (0.5, None, "0.5"),
-        (0.5, math.nan, "0.5"),
+        (0.5, math.nan, "0.5 ± ?"),
         (math.nan, 0.1, "undetermined"),
         (math.inf, 0.1, "undetermined"),
         (-2.5, 0.04, "-2.50 ± 0.04"),

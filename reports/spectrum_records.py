@@ -1,0 +1,49 @@
+"""Numbers of the spectrum's records, in the words of a finding."""
+
+from __future__ import annotations
+
+import numpy
+
+from diagnostics.estimate import format_value
+from probes.run import Record, Run
+from reports.chapter import unmeasured
+from reports.finding import Finding
+
+CITATION = "Sagun et al., arXiv 1706.04454; Ghorbani et al., arXiv 1901.10159"
+
+
+def at_step(run: Run, name: str, step: int | None, layer: str | None = None) -> Record | None:
+    """The finite number of a quantity at one step."""
+    found = [record for record in run.records if (record.probe, record.name) == ("spectrum", name)]
+    found = [one for one in found if one.layer == layer and one.step == step and one.status == "ok"]
+    return next((one for one in reversed(found) if one.value is not None and numpy.isfinite(one.value)), None)
+
+
+def value_of(record: Record) -> float:
+    """The number, NaN for none."""
+    return float("nan") if record.value is None else record.value
+
+
+def number(record: Record) -> str:
+    """Value and error; a search that was given up is said to be one."""
+    text = format_value(value_of(record), record.error)
+    return f"{text} (not converged)" if "NOT CONVERGED" in (record.note or "") else text
+
+
+def percent(record: Record) -> str:
+    """A share with its error, in per cent."""
+    return share(value_of(record), record.error or 0.0)
+
+
+def share(value: float, error: float = 0.0) -> str:
+    """The same from numbers; a tenth of a per cent is as close as anyone reads it."""
+    return "less than 0.1 %" if abs(value) + error < 1e-3 else f"{format_value(100 * value, max(100 * error, 0.1))} %"
+
+
+def missing(run: Run, id: str, what: str, names: tuple[str, ...]) -> Finding | None:
+    """Why a part gave nothing; None where nobody asked for it."""
+    found = [record for record in run.records if record.probe == "spectrum" and record.name in names]
+    if not found:
+        return None
+    reason = str(found[-1].note or "no number came of it").rstrip(".")
+    return unmeasured(id, what, reason, (), CITATION)
