@@ -1,26 +1,33 @@
-"""The largest or smallest eigenvalues of a symmetric operator, each with its residual.
+"""Extreme eigenvalues of a symmetric operator, each with its residual.
 
-How they are found, and why a small residual alone is not believed, stands in ``lanczos``.
+When a search stops, and why a small residual alone is not believed, stands in ``search``; what a start may have hidden
+in ``hidden``; the iteration itself in ``lanczos``.
 """
 
 from __future__ import annotations
 
 import math
+import numbers
+import operator as integers
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy
 import torch
 from torch import Tensor
 
-from diagnostics.curvature.lanczos import Search, SymmetricMap
+from diagnostics.curvature.hidden import NOISE
+from diagnostics.curvature.lanczos import Lanczos
+from diagnostics.curvature.search import Search
+from diagnostics.curvature.symmetric import SymmetricMap, dimension, route_of, steadily
+from diagnostics.curvature.wanted import CHOICES, Wanted, Which
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, format_value
 
-Which = Literal["LA", "SA"]
+BASIS_BYTES = 4 * 2**30
+"""Memory for the basis when ``max_basis`` is not given; most searches need a hundredth of it."""
 
-WARM_START_NOISE = 1e-2
-"""Length of the random part of a warm start."""
+FEWEST_ROWS = 16
+"""But at least so many rows beside the k wanted ones: with fewer, restarts cost products."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -28,14 +35,15 @@ class Eigenpairs:
     """Extreme eigenvalues with their vectors and residuals.
 
     Attributes:
-        values: (k,), float64 on the CPU, largest first for ``"LA"``, smallest first for ``"SA"``.
+        values: (k,), float64 on the CPU: descending for ``"LA"``, ascending for ``"SA"`` and ``"BE"``, by descending
+            magnitude for ``"LM"``.
         vectors: (P, k), orthonormal columns, on the operator's device.
-        residuals: (k,), ‖Av − θv‖ for each, rounding included.
-        converged: whether every residual met the tolerance.
+        residuals: (k,), ‖Av − θv‖ at most for each, rounding included.
+        converged: whether every residual met the tolerance, and the search for missed eigenvalues came to its end.
         matvecs: products used.
         tol: the relative residual asked for.
         restart: (P,), the eigenvectors with some of the runners-up: the start for the next call, a few steps on.
-        how: method and route in one line.
+        how: method and route in one line, and what is owed where the search did not converge.
     """
 
     values: Tensor
@@ -69,96 +77,118 @@ def top_eigenpairs(
     start: Tensor | None = None,
     seed: int = 0,
     max_matvecs: int | None = None,
+    max_basis: int | None = None,
 ) -> Eigenpairs:
-    """The k largest (``"LA"``) or smallest (``"SA"``) algebraic eigenvalues and their vectors.
+    """The k most extreme eigenvalues and their vectors.
 
     Args:
         operator: anything symmetric with ``shape``, ``dtype``, ``device`` and ``@``.
         k: how many, from 1 to P.
-        which: ``"LA"`` largest algebraic (sharpness), ``"SA"`` smallest algebraic (most negative curvature).
+        which: ``"LA"`` largest algebraic (sharpness), descending; ``"SA"`` smallest algebraic (most negative
+            curvature), ascending; ``"LM"`` largest in magnitude, by descending magnitude; ``"BE"`` both ends, k // 2
+            from the low one and the rest from the high one, ascending.
         tol: stop when every residual is at most this times its eigenvalue's size.
         start: (P,) or (P, j): vectors to start from, best the ``restart`` of an earlier call; random by default.
-        seed: of the random start; the global random state is neither read nor moved.
+        seed: of the random vectors; the global random state is neither read nor moved.
         max_matvecs: give up after so many products, with what there is, marked as not converged; by default
             ``max(300, 30 k)``.
+        max_basis: the most vectors (P,) kept at once, at least k + 2; a full basis is restarted from its best vectors,
+            at the cost of more products. By default as many as fit into 4 GiB, and no fewer than k + 16.
 
     Raises:
-        DiagnosticsError: k, which, tol or start out of range, or a product that is not finite.
+        DiagnosticsError: an argument out of range, or a product that is not finite.
 
     Example:
-        >>> pairs = top_eigenpairs(torch.diag(torch.tensor([3.0, 1.0, -5.0])), k=2)
+        >>> A = torch.diag(torch.tensor([3.0, 1.0, -5.0]))
+        >>> pairs = top_eigenpairs(A, k=2)
         >>> [round(value, 4) for value in pairs.values.tolist()], pairs.converged
         ([3.0, 1.0], True)
+        >>> [round(value, 4) for value in top_eigenpairs(A, k=2, which="LM").values.tolist()]
+        [-5.0, 3.0]
     """
-    size = _check(operator, k, which, tol, start)
-    if max_matvecs is not None and max_matvecs < k:
-        raise DiagnosticsError("max_matvecs is too small", given=str(max_matvecs), expected=f"at least k = {k}")
-    budget = max(300, 30 * k) if max_matvecs is None else max_matvecs
-    generator = torch.Generator().manual_seed(seed)
-    search = Search(operator, size, -1.0 if which == "SA" else 1.0, tol, generator, budget)
-    warm_steps = 0 if start is None else 3 + math.ceil(0.5 * math.log(size))
-    with torch.inference_mode(False), torch.no_grad():
-        values, vectors, residuals, converged = search.krylov(
-            _start(operator, size, start, generator), k, None, at_least=warm_steps
-        )
-        # A full Krylov space has seen everything; otherwise look for copies and missed directions.
-        while k > 1 and len(vectors) < size:
-            if search.matvecs >= budget:
-                converged = False
-                break
-            least = values[k - 1] + tol * abs(values[k - 1]) + search.floor
-            more = search.krylov(search.random_vector(), 1, vectors, ceiling=least)
-            if more[0][0] <= least:
-                converged = converged and more[3]
-                break
-            converged = converged and more[3]
-            values, residuals = numpy.append(values, more[0]), numpy.append(residuals, more[2])
-            vectors = torch.cat([vectors, more[1]])
-            order = numpy.argsort(-values, kind="stable")[:k]
-            values, residuals = values[order], residuals[order]
-            vectors = vectors[torch.from_numpy(order).to(vectors.device)]
-        converged = converged and search.meets_tol(values, residuals)
-        residuals = numpy.hypot(residuals, search.floor)
-        vectors = vectors.T.contiguous()
-    return Eigenpairs(
-        values=torch.from_numpy(search.sign * values),
-        vectors=vectors,
-        residuals=torch.from_numpy(residuals),
-        converged=converged,
-        matvecs=search.matvecs,
-        tol=tol,
-        restart=search.restart,
-        how=f"Lanczos, {search.matvecs} products, "
-        f"{getattr(operator, 'route', 'matrix')}, {str(operator.dtype).removeprefix('torch.')}"
-        + ("" if converged else f", NOT CONVERGED to a relative residual of {tol:g}"),
+    size = dimension(operator)
+    _check(operator, which, tol, start)
+    k = _whole("k", k, 1, size, f"1 to P = {size}")
+    seed = _whole("seed", seed, -(2**63), 2**64 - 1, "a whole number of 64 bits")
+    budget = (
+        max(300, 30 * k) if max_matvecs is None else _whole("max_matvecs", max_matvecs, k, None, f"at least k = {k}")
     )
-
-
-def _check(operator: SymmetricMap, k: int, which: str, tol: float, start: Tensor | None) -> int:
-    shape = tuple(operator.shape)
-    if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
-        raise DiagnosticsError("operator is not square", given=f"shape {shape}", expected="(P, P)")
-    if not 1 <= k <= shape[0]:
-        raise DiagnosticsError("k is out of range", given=str(k), expected=f"1 to P = {shape[0]}")
-    if which not in ("LA", "SA"):
-        raise DiagnosticsError("which is unknown", given=repr(which), expected="'LA' or 'SA'")
-    if not tol > 0:
-        raise DiagnosticsError("tol is not positive", given=str(tol), expected="a relative residual such as 1e-3")
-    if start is not None and (start.ndim not in (1, 2) or start.shape[0] != shape[0]):
-        raise DiagnosticsError(
-            "start does not fit the operator", given=f"shape {tuple(start.shape)}", expected=f"({shape[0]},)"
+    limit = min(size, _limit(operator, k, max_basis))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    without_autocast = torch.autocast(operator.device.type, enabled=False)
+    with torch.inference_mode(False), torch.no_grad(), without_autocast:
+        search = Search(Lanczos(operator, k, limit, generator), Wanted(which, k), tol, budget)
+        vector = _start(search.lanczos, start)
+        warm = vector is not None
+        steadily(operator, lambda: search.run(search.lanczos.random() if vector is None else vector, warm))
+        residuals = search.lanczos.residuals()
+        met = bool((residuals <= search.slack(search.values)).all())
+        return Eigenpairs(
+            values=torch.from_numpy(search.values.copy()),
+            vectors=search.lanczos.columns(),
+            residuals=torch.from_numpy(numpy.hypot(residuals, search.lanczos.floor)),
+            converged=met and search.proved,
+            matvecs=search.lanczos.matvecs,
+            tol=tol,
+            restart=search.restart,
+            how=f"Lanczos, {search.lanczos.matvecs} products, {route_of(operator)}{_owed(met, search.proved, tol)}",
         )
-    return shape[0]
 
 
-def _start(operator: SymmetricMap, size: int, start: Tensor | None, generator: torch.Generator) -> Tensor:
-    noise = torch.randn(size, generator=generator, dtype=torch.float64).to(operator.device, operator.dtype)
+def _owed(met: bool, proved: bool, tol: float) -> str:
+    if met and not proved:
+        return (
+            ", NOT CONVERGED: each is an eigenvalue, but the products ran out before one further out could be ruled out"
+        )
+    return "" if met else f", NOT CONVERGED to a relative residual of {tol:g}"
+
+
+def _check(operator: SymmetricMap, which: str, tol: float, start: Tensor | None) -> None:
+    size = operator.shape[0]
+    if not operator.dtype.is_floating_point:
+        raise DiagnosticsError("operator is not real", given=str(operator.dtype), expected="a floating-point dtype")
+    if which not in CHOICES:
+        raise DiagnosticsError("which is unknown", given=repr(which), expected=" or ".join(map(repr, CHOICES)))
+    if not isinstance(tol, numbers.Real) or not 0 < tol < math.inf:
+        raise DiagnosticsError("tol is not positive", given=str(tol), expected="a relative residual such as 1e-3")
     if start is None:
-        return noise
-    vectors = start.detach().to(operator.device, operator.dtype)
-    warm: Tensor = vectors if vectors.ndim == 1 else vectors.sum(dim=1)
+        return
+    if not isinstance(start, Tensor) or start.is_complex():
+        given = str(start.dtype) if isinstance(start, Tensor) else type(start).__name__
+        raise DiagnosticsError("start is not a real tensor", given=given, expected=f"shape ({size},) or ({size}, j)")
+    if start.ndim not in (1, 2) or start.shape[0] != size:
+        shape = tuple(start.shape)
+        raise DiagnosticsError("start does not fit the operator", given=f"shape {shape}", expected=f"({size},)")
+
+
+def _whole(name: str, given: int, low: int, high: int | None, expected: str) -> int:
+    try:
+        number = integers.index(given)
+    except TypeError:
+        raise DiagnosticsError(f"{name} is not a whole number", given=repr(given), expected=expected) from None
+    if number < low or (high is not None and number > high):
+        fault = "too small" if high is None else "out of range"
+        raise DiagnosticsError(f"{name} is {fault}", given=str(number), expected=expected)
+    return number
+
+
+def _limit(operator: SymmetricMap, k: int, max_basis: int | None) -> int:
+    if max_basis is None:
+        row_bytes = operator.shape[0] * torch.empty(0, dtype=operator.dtype).element_size()
+        return max(BASIS_BYTES // row_bytes, k + FEWEST_ROWS)
+    # Two rows beside the wanted ones are the least a restart can go on from; a basis of the whole space needs none.
+    return _whole("max_basis", max_basis, min(k + 2, operator.shape[0]), None, f"at least k + 2 = {k + 2}")
+
+
+def _start(lanczos: Lanczos, start: Tensor | None) -> Tensor | None:
+    """A warm start with its noise, or None where there is nothing to start from."""
+    if start is None:
+        return None
+    given = start.detach() if start.ndim == 1 else start.detach().sum(dim=1)
+    warm = given.to(lanczos.operator.device, lanczos.operator.dtype)
     length = torch.linalg.vector_norm(warm)
     if not bool(torch.isfinite(length)) or float(length) == 0.0:
-        return noise
-    start_vector: Tensor = warm / length + WARM_START_NOISE * noise / torch.linalg.vector_norm(noise)
-    return start_vector
+        return None
+    noise = lanczos.random()
+    noisy: Tensor = noise.mul_(NOISE / torch.linalg.vector_norm(noise)).add_(warm / length)
+    return noisy

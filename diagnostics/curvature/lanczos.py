@@ -1,20 +1,21 @@
-"""Extreme eigenpairs of a symmetric operator, stopped by their residuals.
+"""Lanczos in bounded memory: an orthonormal basis Q, the operator as seen within it, and what leads out of it.
 
-Lanczos builds an orthonormal basis Q of the Krylov space and a tridiagonal T = QᵀAQ. An eigenpair (θ, s) of T gives
-the Ritz pair (θ, Qs), and |β s_m| is exactly the residual ‖A Qs − θ Qs‖: some eigenvalue of A lies within that
-distance of θ. We stop when every wanted residual is at most ``tol``·|θ|. Rules on the change of θ stop 1 to 5 %
-early, and fixed step counts can be off by half. The basis is reorthogonalised in full, twice (classical
-Gram-Schmidt), for without it converged eigenvalues come back as copies; T is kept in float64.
+Each step multiplies the newest vector, orthogonalises the product against all of Q and makes what is left the next
+vector. So A Q = Q H + β q eᵀ, with H = QᵀAQ measured column by column, and an eigenpair (θ, s) of H gives the Ritz pair
+(θ, Qs) with the residual β |s_m|, exactly. The basis is reorthogonalised in full, for without it converged eigenvalues
+come back as copies.
 
-A small residual proves *an* eigenvalue, not that it is the largest. A start that happens to hold little of the top
-eigenvector converges to the second first: 7 of 1600 random starts on trained networks did. So half as many steps
-again are taken before a value is accepted, and if it has risen meanwhile, the wait begins anew; then none of the 1600
-was misled. Warm starts meet this whenever one eigenvalue overtakes another. ``Eigenpairs.restart`` therefore mixes in
-the runners-up of the last search, which is where the overtaker was, and a little noise is added for what was not
-there at all.
+*Thick restart* (Wu & Simon, SIAM J. Matrix Anal. 2000). When the basis is full, it is replaced by its best Ritz vectors
+Y, in place, and the run goes on with the same next vector q: A Y = Y Θ + q (β s_m)ᵀ, which is the same relation again.
 
-One Krylov space holds one copy of a repeated eigenvalue. So for k > 1 the search runs again with what was found
-projected out, until nothing larger remains.
+*Locking.* A single Krylov space holds one copy of a repeated eigenvalue, and its start may have lacked a direction
+altogether. A fresh run from a random vector outside the vectors kept finds either. Then q is given up: its
+coefficients β s_m are remembered as a "loose end", for they remain part of the residual of whatever is made of those
+vectors. What the new run shares with them is in H, like everything within the basis.
+
+*No waiting for the device.* Between two looks (``read``) everything stays there, sums in double precision. A run that
+has come upon an invariant subspace (β is nothing but rounding) is noticed at the look and taken back to that step; a
+product that was not finite is noticed then too.
 
 Source: Golub & Van Loan, Matrix Computations, ch. 10; Saad, Numerical Methods for Large Eigenvalue Problems, ch. 6.
 """
@@ -22,167 +23,190 @@ Source: Golub & Van Loan, Matrix Computations, ch. 10; Saad, Numerical Methods f
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 import numpy
 import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
-from diagnostics.errors import DiagnosticsError
-
-RUNNERS_UP, RUNNERS_UP_WEIGHT = 4, 0.1
-"""How many Ritz vectors behind the wanted ones go into ``restart``, and how much of each."""
-
-LOOK_AGAIN = 1.5
-"""A value is accepted after so many times the steps at which it first met its tolerance."""
+from diagnostics.curvature.basis import Basis, dot, random_vector
+from diagnostics.curvature.hidden import Hidden
+from diagnostics.curvature.symmetric import SymmetricMap, dimension, multiply, refuse, rounding_of
 
 
-class SymmetricMap(Protocol):
-    """What the solver needs: an Operator, or a symmetric matrix as a tensor."""
+class Lanczos:
+    """Runs on one operator that share a basis.
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(P, P)."""
+    Args:
+        operator: A.
+        keep: how many rows the result will have.
+        limit: the most rows.
+        generator: of random vectors.
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of its vectors."""
+    Attributes:
+        size: P.
+        limit: the most rows.
+        matvecs: products taken.
+        locked: the first so many rows stay while a run goes on.
+        beta: length of what leads out of the newest row; zero when nothing does.
+        broken: whether some run has come upon an invariant subspace.
+        hidden: what the present run cannot have missed.
+    """
 
-    @property
-    def device(self) -> torch.device:
-        """Of its vectors."""
-
-    def __matmul__(self, vectors: Tensor, /) -> Tensor: ...
-
-
-Pairs = tuple[numpy.ndarray, Tensor, numpy.ndarray, bool]
-"""Values (k,), vectors as rows (k, P), residuals (k,), and whether they converged."""
-
-
-class Search:
-    """Lanczos runs that share an operator, a random stream and a budget of products."""
-
-    def __init__(
-        self, operator: SymmetricMap, size: int, sign: float, tol: float, generator: torch.Generator, budget: int
-    ) -> None:
+    def __init__(self, operator: SymmetricMap, keep: int, limit: int, generator: torch.Generator) -> None:
         self.operator = operator
-        self.size = size
-        self.sign = sign
-        self.tol = tol
-        self.generator = generator
-        self.budget = budget
+        self.size = dimension(operator)
         self.matvecs = 0
-        self.norm = 0.0
-        self.restart = torch.empty(0)
+        self.locked = 0
+        self.beta = 0.0
+        self.broken = False
+        self.hidden = Hidden()
+        self.limit = limit
+        self._generator = generator
+        self._basis = Basis(self.size, keep, limit, operator.dtype, operator.device)
+        self._projected = numpy.zeros((0, 0))
+        self._ends = numpy.zeros((0, 0))
+        self._unread: list[Tensor] = []
+        self._direction = torch.empty(0)
+        self._root = 0
+        self._bare_from: int | None = 0
+        self._norm = 0.0
+        self._turns = 0
 
     @property
     def floor(self) -> float:
-        """Below this a number is error of products whose size is ``norm``."""
-        rounding: float = 8 * torch.finfo(self.operator.dtype).eps
-        route_error = getattr(self.operator, "product_error", rounding)
-        return self.norm * max(rounding, route_error)
+        """Below this a number is error of the products, or of the rounding in one turn of the basis after another."""
+        return self._norm * rounding_of(self.operator) * math.sqrt(1 + self._turns)
 
-    def random_vector(self) -> Tensor:
-        """A Gaussian vector (P,), drawn on the CPU so that every device sees the same numbers."""
-        draw = torch.randn(self.size, generator=self.generator, dtype=torch.float64)
-        return draw.to(self.operator.device, self.operator.dtype)
+    @property
+    def rows(self) -> int:
+        """How many vectors there are."""
+        return len(self._basis)
 
-    def krylov(
-        self, start: Tensor, k: int, found: Tensor | None, ceiling: float = -math.inf, at_least: int = 0
-    ) -> Pairs:
-        """The k top Ritz pairs on the complement of ``found`` (rows, orthonormal): values, rows, residuals,
-        converged.
+    @property
+    def must_look(self) -> bool:
+        """Whether no step can follow without a look."""
+        return self.rows in (self.limit, self.size)
 
-        Takes ``at_least`` so many steps. Also stops, as converged, once the largest plainly stays below ``ceiling``:
-        not before ln P steps, for a random start needs those to show a lone eigenvalue (Kuczyński & Woźniakowski
-        1992).
-        """
-        enough = 5 + math.ceil(1.5 * math.log(self.size))
-        room = self.size - (0 if found is None else len(found))
-        basis = _Basis(start, found)
-        diagonal: list[float] = []
-        off_diagonal: list[float] = []
-        couplings: list[numpy.ndarray] = []
-        first_look: tuple[int, numpy.ndarray] | None = None
-        beta, direction = basis.normalised(start)
-        if beta == 0.0:
-            beta, direction = basis.normalised(self.random_vector())
-        while True:
-            basis.append(direction)
-            image = self._product(direction)
-            diagonal.append(float(torch.dot(direction, image)))
-            if found is not None:
-                couplings.append((found @ image).double().cpu().numpy())
-            beta, direction = basis.normalised(image)
-            self.norm = max(self.norm, abs(diagonal[-1]) + beta + (off_diagonal[-1] if off_diagonal else 0.0))
-            exhausted = len(basis) == room
-            if exhausted or beta <= self.floor:
-                beta = 0.0
-            if len(basis) >= k:
-                every_value, every_vector = eigh_tridiagonal(numpy.array(diagonal), numpy.array(off_diagonal))
-                leading = every_vector[:, ::-1][:, : k + RUNNERS_UP]
-                values, coefficients = every_value[::-1][:k].copy(), leading[:, :k].copy()
-                residuals = numpy.abs(beta * coefficients[-1])
-                meets = self.meets_tol(values, residuals)
-                if meets and (first_look is None or (values > first_look[1]).any()):
-                    first_look = len(basis), values + residuals + self.floor
-                seen_twice = first_look is not None and len(basis) >= max(LOOK_AGAIN * first_look[0], first_look[0] + 3)
-                below = len(basis) >= enough and values[0] + residuals[0] <= ceiling
-                converged = below or (meets and (beta == 0.0 or (seen_twice and len(basis) >= at_least)))
-                if converged or exhausted or self.matvecs >= self.budget:
-                    if found is None:
-                        weights = numpy.where(numpy.arange(leading.shape[1]) < k, 1.0, RUNNERS_UP_WEIGHT)
-                        self.restart = basis.combine((leading @ weights)[:, None])[0]
-                    if couplings:
-                        # What the pairs found before were not exact in is missing from this complement.
-                        leak = numpy.linalg.norm(numpy.array(couplings).T @ coefficients, axis=0)
-                        residuals = numpy.hypot(residuals, leak)
-                    return values, basis.combine(coefficients), residuals, converged
-            if beta == 0.0:
-                # An invariant subspace smaller than k: go on in its complement.
-                _, direction = basis.normalised(self.random_vector())
-            off_diagonal.append(beta)
+    @property
+    def full(self) -> bool:
+        """Whether only a restart makes room for more."""
+        return self.rows == self.limit < self.size
 
-    def meets_tol(self, values: numpy.ndarray, residuals: numpy.ndarray) -> bool:
-        """Whether every residual is small enough, for its eigenvalue or for the products."""
-        return bool((residuals <= numpy.maximum(self.tol * numpy.abs(values), self.floor)).all())
+    def random(self) -> Tensor:
+        """A Gaussian vector (P,)."""
+        return random_vector(self.size, self._generator, self.operator.dtype, self.operator.device)
 
-    def _product(self, vector: Tensor) -> Tensor:
+    def begin(self, start: Tensor) -> None:
+        """A fresh run outside the rows there are, which are locked."""
+        self.locked = self._bare_from = self.rows
+        self._aim(start)
+
+    def renew(self) -> None:
+        """Go on in the complement of an invariant subspace; its rows are not locked."""
+        self._aim(self.random())
+
+    def step(self) -> None:
+        """One product, orthogonalised. Nothing here waits for the device."""
+        self._basis.append(self._direction)
+        newest = self._basis[self.rows - 1]
+        image = multiply(self.operator, newest)
         self.matvecs += 1
-        image = self.sign * (self.operator @ vector)
-        if not bool(torch.isfinite(image).all()):
-            raise DiagnosticsError("a product with the operator is not finite", expected="finite entries throughout")
-        return image
+        alpha = dot(newest, image)
+        products, rest = self._basis.outside(image)
+        length = dot(rest, rest).sqrt()
+        self._unread.append(torch.cat([products[:-1].to(alpha.dtype), alpha[None], length[None]]))
+        self._direction = rest / length.to(rest.dtype).clamp_min(torch.finfo(rest.dtype).tiny)
 
+    def read(self) -> None:
+        """Fetch what the steps since the last look have found."""
+        if not self._unread:
+            return
+        numbers = torch.cat(self._unread).cpu().double().numpy()
+        known = len(self._projected)
+        grown = numpy.zeros((self.rows, self.rows))
+        grown[:known, :known] = self._projected
+        for row in range(known, self.rows):
+            column, numbers = numbers[: row + 2], numbers[row + 2 :]
+            if not numpy.isfinite(column).all():
+                refuse(self.operator, self._basis[row])
+            grown[row, : row + 1] = grown[: row + 1, row] = column[:-1]
+            self._norm = max(self._norm, abs(column[-2]) + column[-1] + self.beta)
+            self.beta = float(column[-1])
+            if self.beta <= self.floor or row + 1 == self.size:
+                # Nothing leads out. Steps beyond this one, taken before we looked, were steps into rounding.
+                self.beta, self.broken = 0.0, True
+                self._basis.truncate(row + 1)
+                break
+            self.hidden.add(column[self._root : -1], self.beta)
+        self._unread.clear()
+        self._projected = grown[: self.rows, : self.rows]
+        self._ends = numpy.pad(self._ends, ((0, 0), (0, self.rows - self._ends.shape[1])))
 
-class _Basis:
-    """Orthonormal rows that grow by doubling, beside rows already found that must stay orthogonal to them."""
+    def ritz(self, begin: int = 0) -> tuple[numpy.ndarray, numpy.ndarray]:
+        """Ritz values, ascending, of the rows from ``begin`` on, and their coefficients as columns."""
+        block = self._projected[begin:, begin:]
+        if begin == self._bare_from:
+            # Without a restart H is tridiagonal up to rounding, which LAPACK solves in no time and on one thread.
+            return eigh_tridiagonal(numpy.diagonal(block), numpy.diagonal(block, 1))  # type: ignore[no-any-return]
+        values, coefficients = numpy.linalg.eigh(block)
+        return values, coefficients
 
-    def __init__(self, like: Tensor, found: Tensor | None) -> None:
-        self._rows = like.new_empty(16, like.shape[0])
-        self._found = found
-        self._count = 0
+    def restart(self, coefficients: numpy.ndarray) -> None:
+        """Replace the rows of the run by m Ritz vectors of theirs, coefficients (n, m), and go on."""
+        if self._root == self.locked:
+            self.hidden.turn(coefficients)
+        else:
+            self.hidden.lose()
+        self._root = self.locked
+        self._turn(self.locked, coefficients)
 
-    def __len__(self) -> int:
-        return self._count
+    def settle(self, coefficients: numpy.ndarray) -> None:
+        """Replace all rows by Ritz vectors of theirs, coefficients (n, k), and end the run."""
+        last = numpy.zeros((1, self.rows))
+        last[0, -1] = self.beta
+        self._ends = numpy.concatenate([self._ends, last])
+        self._turn(0, coefficients)
+        self.beta = 0.0
 
-    def append(self, row: Tensor) -> None:
-        if self._count == len(self._rows):
-            self._rows = torch.cat([self._rows, torch.empty_like(self._rows)])
-        self._rows[self._count] = row
-        self._count += 1
+    def drop(self) -> None:
+        """Forget the run and keep what was locked before it."""
+        self._basis.truncate(self.locked)
+        self._projected = self._projected[: self.locked, : self.locked]
+        self._ends = self._ends[:, : self.locked]
+        self.beta = 0.0
 
-    def normalised(self, vector: Tensor) -> tuple[float, Tensor]:
-        """Length and direction of what is left of a vector outside the basis; twice is enough."""
-        for _ in range(2):
-            for rows in (self._found, self._rows[: self._count]):
-                if rows is not None and len(rows):
-                    vector = vector - rows.T @ (rows @ vector)
-        length = float(torch.linalg.vector_norm(vector))
-        return length, vector / length if length > 0.0 else vector
+    def residuals(self) -> numpy.ndarray:
+        """‖Av − θv‖ at most, of each row after ``settle``, rounding not included."""
+        bounds: numpy.ndarray = numpy.abs(self._ends).sum(axis=0)
+        return bounds
 
-    def combine(self, coefficients: numpy.ndarray) -> Tensor:
-        """Ritz vectors, as rows."""
-        weights = torch.from_numpy(numpy.ascontiguousarray(coefficients.T))
-        return weights.to(self._rows.device, self._rows.dtype) @ self._rows[: self._count]
+    def combine(self, weights: numpy.ndarray) -> Tensor:
+        """One weighted sum (P,) of all rows."""
+        return self._basis.combine(weights)
+
+    def columns(self) -> Tensor:
+        """The rows as columns (P, k); the last thing to ask for."""
+        return self._basis.columns()
+
+    def _turn(self, begin: int, coefficients: numpy.ndarray) -> None:
+        self._turns += 1
+        self._bare_from = None
+        whole = numpy.zeros((self.rows, begin + coefficients.shape[1]))
+        whole[:begin, :begin] = numpy.eye(begin)
+        whole[begin:, begin:] = coefficients
+        self._projected = whole.T @ self._projected @ whole
+        self._ends = self._ends @ whole
+        self._basis.turn(begin, coefficients)
+
+    def _aim(self, start: Tensor) -> None:
+        """Make what a vector has outside the basis the next direction, or a random one where that is nothing."""
+        self.beta, self._root, self.hidden = 0.0, self.rows, Hidden()
+        while True:
+            before = float(dot(start, start)) ** 0.5
+            _, rest = self._basis.outside(start)
+            length = float(dot(rest, rest)) ** 0.5
+            if length > 8 * torch.finfo(rest.dtype).eps * before:
+                self._direction = rest / length
+                return
+            start = self.random()

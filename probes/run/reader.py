@@ -66,7 +66,7 @@ class Run:
         torn: int = 0,
         arrays: Mapping[tuple[str, str], numpy.ndarray] | None = None,
     ) -> None:
-        self._arrays = dict(arrays or {})
+        self._arrays: dict[tuple[str, str], numpy.ndarray] = dict(arrays or {})
         self.header = dict(header)
         self.records = list(records)
         self.path = path

@@ -9,32 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from diagnostics import DiagnosticsError, Eigenpairs, top_eigenpairs
-
-
-class Diagonal:
-    """A diagonal operator, for sizes at which a matrix would not fit."""
-
-    def __init__(self, diagonal: Tensor) -> None:
-        self.diagonal = diagonal
-        self.shape = (len(diagonal), len(diagonal))
-        self.dtype, self.device = diagonal.dtype, diagonal.device
-        self.products = 0
-
-    def __matmul__(self, vector: Tensor) -> Tensor:
-        self.products += 1
-        return self.diagonal * vector
-
-
-def _rotated(values: list[float], seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    size = len(values)
-    basis, _ = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64, generator=generator))
-    matrix = (basis * torch.tensor(values, dtype=torch.float64)) @ basis.T
-    return (matrix + matrix.T) / 2
-
-
-def _uniform(size: int, seed: int = 0) -> list[float]:
-    return torch.rand(size, generator=torch.Generator().manual_seed(seed)).double().tolist()
+from tests.reference.known_spectra import SPECTRA, Diagonal, rotated
 
 
 def _check(A: Tensor, pairs: Eigenpairs, expected: Tensor, rtol: float = 1e-5) -> None:
@@ -48,27 +23,11 @@ def _check(A: Tensor, pairs: Eigenpairs, expected: Tensor, rtol: float = 1e-5) -
     assert bool((true <= pairs.residuals * 1.01 + 10 * eps * scale).all()), (true, pairs.residuals)
 
 
-SPECTRA = {
-    "uniform": _uniform(40),
-    "indefinite, -5 largest in magnitude": [-5.0, 2.0, 1.5, *_uniform(30)],
-    "top eigenvalue three times": [4.0, 4.0, 4.0, *_uniform(30)],
-    "clustered at the top": [3.0, 2.999, 2.998, 2.997, *_uniform(30)],
-    "two distinct values": [2.0] * 7 + [1.0] * 8,
-    "negative definite": [-value - 1.0 for value in _uniform(20)],
-    "identity": [1.0] * 12,
-    "zero": [0.0] * 12,
-    "rank one": [3.0] + [0.0] * 11,
-    "rank two, both signs": [3.0, -3.0] + [0.0] * 11,
-    "tiny": [value * 1e-12 for value in _uniform(15)],
-    "huge": [value * 1e12 for value in _uniform(15)],
-}
-
-
 @pytest.mark.parametrize("name", SPECTRA)
 @pytest.mark.parametrize("which", ["LA", "SA"])
 @pytest.mark.parametrize("k", [1, 2, 5, "P"])
 def test_against_dense_eigenvalues(name: str, which: str, k: int | str) -> None:
-    A = _rotated(SPECTRA[name])
+    A = rotated(SPECTRA[name])
     count = len(A) if k == "P" else int(k)
     dense = torch.linalg.eigvalsh(A)
     expected = (dense.flip(0) if which == "LA" else dense)[:count]
@@ -89,7 +48,7 @@ def test_operators_smaller_than_any_number_of_steps(size: int) -> None:
 def test_residuals_are_honest_at_loose_tolerances_and_with_copies(seed: int, tol: float) -> None:
     """A pair found beside inexact pairs inherits their error: that must be in its residual too."""
     draw = torch.randn(27, generator=torch.Generator().manual_seed(seed)).tolist()
-    A = _rotated([5.0, 5.0, 5.0, *draw], seed)
+    A = rotated([5.0, 5.0, 5.0, *draw], seed)
     pairs = top_eigenpairs(A, k=5, tol=tol, seed=seed)
     V = pairs.vectors
     true = torch.linalg.vector_norm(A @ V - V * pairs.values, dim=0)
@@ -102,7 +61,7 @@ def test_residuals_are_honest_at_loose_tolerances_and_with_copies(seed: int, tol
 
 @pytest.mark.parametrize("name", ["uniform", "indefinite, -5 largest in magnitude", "top eigenvalue three times"])
 def test_float32_is_as_good_as_its_products(name: str) -> None:
-    A = _rotated(SPECTRA[name]).float()
+    A = rotated(SPECTRA[name]).float()
     pairs = top_eigenpairs(A, k=3, tol=1e-4)
     assert pairs.converged
     _check(A, pairs, torch.linalg.eigvalsh(A.double()).flip(0)[:3], rtol=1e-4)
@@ -116,7 +75,7 @@ def test_float32_is_as_good_as_its_products(name: str) -> None:
 def test_shift_scale_rotation_and_sign(seed: int, shift: float, scale: float, size: int, which: str) -> None:
     """λ(cA + s) = cλ(A) + s; λ(QᵀAQ) = λ(A); the smallest of A is minus the largest of −A."""
     values = torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    A = _rotated(values.tolist(), seed)
+    A = rotated(values.tolist(), seed)
     expected = values.sort(descending=which == "LA").values[:2]
     moved = scale * A + shift * torch.eye(size, dtype=torch.float64)
     got = top_eigenpairs(moved, k=2, which=which, tol=1e-9).values
@@ -150,7 +109,7 @@ def test_a_budget_is_kept_and_its_exhaustion_is_said(k: int, budget: int) -> Non
 
 
 def test_the_result_is_the_same_for_the_same_seed_and_the_global_state_is_left_alone() -> None:
-    A = _rotated(SPECTRA["uniform"])
+    A = rotated(SPECTRA["uniform"])
     before = torch.get_rng_state()
     first = top_eigenpairs(A, k=3, seed=4)
     assert torch.equal(torch.get_rng_state(), before)
@@ -161,7 +120,7 @@ def test_the_result_is_the_same_for_the_same_seed_and_the_global_state_is_left_a
 
 
 def test_it_runs_under_inference_mode_and_gives_ordinary_tensors() -> None:
-    A = _rotated(SPECTRA["uniform"])
+    A = rotated(SPECTRA["uniform"])
     with torch.inference_mode():
         pairs = top_eigenpairs(A, k=2)
     assert not pairs.vectors.is_inference()
@@ -172,10 +131,19 @@ def test_it_runs_under_inference_mode_and_gives_ordinary_tensors() -> None:
     [
         ({"k": 0}, r"k is out of range; given: 0; expected: 1 to P = 4"),
         ({"k": 5}, r"k is out of range; given: 5"),
-        ({"which": "LM"}, r"which is unknown; given: 'LM'; expected: 'LA' or 'SA'"),
+        ({"which": "SM"}, r"which is unknown; given: 'SM'; expected: 'LA' or 'SA' or 'LM' or 'BE'"),
         ({"tol": 0.0}, r"tol is not positive; given: 0.0"),
+        ({"k": 1.5}, r"k is not a whole number; given: 1.5; expected: 1 to P = 4"),
         ({"tol": float("nan")}, r"tol is not positive; given: nan"),
+        ({"tol": float("inf")}, r"tol is not positive; given: inf"),
+        ({"tol": "small"}, r"tol is not positive; given: small"),
+        ({"seed": 0.5}, r"seed is not a whole number; given: 0.5"),
+        ({"start": [1.0] * 4}, r"start is not a real tensor; given: list; expected: shape \(4,\) or \(4, j\)"),
+        ({"start": torch.ones(4, dtype=torch.complex64)}, r"start is not a real tensor; given: torch.complex64"),
         ({"start": torch.ones(3)}, r"start does not fit the operator; given: shape \(3,\); expected: \(4,\)"),
+        ({"start": torch.ones(4, 1, 1)}, r"start does not fit the operator; given: shape \(4, 1, 1\)"),
+        ({"k": 1, "max_basis": 2}, r"max_basis is too small; given: 2; expected: at least k \+ 2 = 3"),
+        ({"max_matvecs": 2.5}, r"max_matvecs is not a whole number; given: 2.5"),
         ({"k": 3, "max_matvecs": 2}, r"max_matvecs is too small; given: 2; expected: at least k = 3"),
     ],
 )
@@ -184,7 +152,9 @@ def test_refusals(arguments: dict[str, object], words: str) -> None:
         top_eigenpairs(torch.eye(4), **arguments)
 
 
-def test_operators_that_are_not_square_or_not_finite_are_refused() -> None:
+def test_operators_that_are_not_square_not_real_or_not_finite_are_refused() -> None:
+    with pytest.raises(DiagnosticsError, match=r"operator is not real; given: torch.int64"):
+        top_eigenpairs(torch.eye(2, dtype=torch.int64))
     with pytest.raises(DiagnosticsError, match=r"operator is not square; given: shape \(2, 3\)"):
         top_eigenpairs(torch.zeros(2, 3))
     with pytest.raises(DiagnosticsError, match="not finite"):
