@@ -15,6 +15,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from diagnostics.curvature.draws import random_stream
 from diagnostics.curvature.hidden import NOISE
 from diagnostics.curvature.lanczos import Lanczos
 from diagnostics.curvature.search import Search
@@ -114,7 +115,7 @@ def top_eigenpairs(
         max(300, 30 * k) if max_matvecs is None else _whole("max_matvecs", max_matvecs, k, None, f"at least k = {k}")
     )
     limit = min(size, _limit(operator, k, max_basis))
-    generator = torch.Generator("cpu").manual_seed(seed)
+    generator = random_stream(seed)
     without_autocast = torch.autocast(operator.device.type, enabled=False)
     with torch.inference_mode(False), torch.no_grad(), without_autocast:
         search = Search(Lanczos(operator, k, limit, generator), Wanted(which, k), tol, budget)

@@ -21,6 +21,7 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
+from diagnostics.curvature.draws import random_stream
 from diagnostics.curvature.layers import Layer
 from diagnostics.curvature.operators import GaussNewton, Hessian
 from diagnostics.curvature.symmetric import multiply, refuse, rounding_of, route_of, steadily
@@ -125,7 +126,7 @@ def layer_curvature(
     """
     operator = Hessian(source, by_layer=True) if isinstance(source, Objective) else source
     _check(operator, tol, probes, max_steps)
-    generator = torch.Generator().manual_seed(seed)
+    generator = random_stream(seed)
 
     def measure() -> tuple[list[_Run], numpy.ndarray]:
         samples = []

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from diagnostics.curvature.draws import random_stream
 from diagnostics.curvature.symmetric import SymmetricMap, dimension, multiply, refuse, rounding_of
 from diagnostics.determinism import what_varies
 
@@ -58,7 +59,7 @@ def self_check(operator: SymmetricMap, *, seed: int = 0) -> SelfCheck:
         not symmetric
     """
     size = dimension(operator)
-    generator = torch.Generator().manual_seed(seed)
+    generator = random_stream(seed)
     v, w = torch.randn(2, size, generator=generator).to(operator.device, operator.dtype)
     Av, Aw, both = multiply(operator, v), multiply(operator, w), multiply(operator, 2 * v + w)
     if not bool(torch.isfinite(Av).all() & torch.isfinite(Aw).all()):

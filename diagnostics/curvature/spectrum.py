@@ -29,8 +29,9 @@ import numpy
 import torch
 from torch import Tensor
 
-from diagnostics.curvature.functions import Outliers, Sums, find_outliers, share_below
+from diagnostics.curvature.outliers import Outliers, find_outliers
 from diagnostics.curvature.quadrature import GaussRules, gauss_rules
+from diagnostics.curvature.sums import Sums, share_below
 from diagnostics.curvature.symmetric import SymmetricMap, dimension, rounding_of, route_of
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, exact

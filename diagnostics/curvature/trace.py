@@ -30,7 +30,8 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
-from diagnostics.curvature.quadrature import BASIS_BYTES, random_stream
+from diagnostics.curvature.draws import random_stream
+from diagnostics.curvature.quadrature import BASIS_BYTES
 from diagnostics.curvature.symmetric import SymmetricMap, dimension, multiply, refuse, rounding_of, route_of, steadily
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import ErrorKind, Estimate

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from diagnostics import DiagnosticsError
 from diagnostics.curvature import quadrature
-from diagnostics.curvature.functions import share_below
-from diagnostics.curvature.quadrature import GaussRules, gauss_rules, random_stream
+from diagnostics.curvature.draws import random_stream
+from diagnostics.curvature.quadrature import GaussRules, gauss_rules
+from diagnostics.curvature.sums import share_below
 from tests.reference.quadrature import gauss_rule, largest_mass
 
 
@@ -29,7 +30,7 @@ class Recorder:
 
 
 def _symmetric(size: int, seed: int = 5) -> Tensor:
-    draw = torch.randn(size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    draw = torch.randn(size, size, dtype=torch.float64, generator=random_stream(seed))
     return (draw + draw.T) / math.sqrt(2 * size)
 
 
