@@ -1,7 +1,7 @@
 """The mathematics: what is true of a model at one moment."""
 
-from diagnostics.curvature.eigenpairs import Eigenpairs as Eigenpairs
-from diagnostics.curvature.eigenpairs import top_eigenpairs as top_eigenpairs
+from diagnostics.curvature.eigen.eigenpairs import Eigenpairs as Eigenpairs
+from diagnostics.curvature.eigen.eigenpairs import top_eigenpairs as top_eigenpairs
 from diagnostics.curvature.gram import GaussNewtonSpectrum as GaussNewtonSpectrum
 from diagnostics.curvature.gram import gauss_newton_spectrum as gauss_newton_spectrum
 from diagnostics.curvature.layer_curvature import LayerCurvature as LayerCurvature

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from diagnostics.curvature.operators import GaussNewton
-from diagnostics.curvature.products import DISAGREEMENT
+from diagnostics.curvature.products.ladder import DISAGREEMENT
 from diagnostics.curvature.rows import LOST, Rows
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, exact

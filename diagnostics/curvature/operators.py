@@ -21,10 +21,10 @@ from typing import Self, TypeVar
 import torch
 from torch import Tensor
 
-from diagnostics.curvature.jacobian import JacobianRoute, Middle
 from diagnostics.curvature.layers import Layer, layers_of
 from diagnostics.curvature.operator import Operator
-from diagnostics.curvature.products import Route, hessian_route
+from diagnostics.curvature.products.jacobian import JacobianRoute, Middle
+from diagnostics.curvature.products.ladder import Route, hessian_route
 from diagnostics.errors import DiagnosticsError
 from diagnostics.microbatch import in_microbatches
 from diagnostics.objective import Objective

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diagnostics.curvature.operators import GaussNewton
-from diagnostics.curvature.saved import measured_graph
+from diagnostics.curvature.products.saved import measured_graph
 from diagnostics.errors import DiagnosticsError
 from diagnostics.output_loss import Categorical, Elementwise, OutputLoss
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 from torch.optim import Optimizer
 
-from diagnostics.curvature.eigenpairs import Eigenpairs, top_eigenpairs
+from diagnostics.curvature.eigen.eigenpairs import Eigenpairs, top_eigenpairs
 from diagnostics.curvature.operator import Preconditioned
 from diagnostics.curvature.operators import Hessian
 from diagnostics.estimate import Estimate

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from diagnostics import DiagnosticsError, top_eigenpairs
-from diagnostics.curvature import search
-from diagnostics.curvature.basis import random_vector
-from diagnostics.curvature.hidden import Hidden, needed
-from diagnostics.curvature.lanczos import Lanczos
+from diagnostics.curvature.eigen import search
+from diagnostics.curvature.eigen.basis import random_vector
+from diagnostics.curvature.eigen.hidden import Hidden, needed
+from diagnostics.curvature.eigen.lanczos import Lanczos
 from tests.reference.known_spectra import SPECTRA, Diagonal, rotated
 
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from diagnostics import top_eigenpairs
-from diagnostics.curvature import basis
+from diagnostics.curvature.eigen import basis
 from tests.reference.known_spectra import Diagonal, rotated, uniform
 
 CLUSTERED = {

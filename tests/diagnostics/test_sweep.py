@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diagnostics import EmpiricalFisher, GaussNewton, Hessian, Objective
-from diagnostics.curvature import sweep
-from diagnostics.curvature.saved import measured_graph
+from diagnostics.curvature.products import sweep
+from diagnostics.curvature.products.saved import measured_graph
 
 
 def _objective(**settings: object) -> Objective:
@@ -125,9 +125,9 @@ def test_checkpointed_models_recompute_at_the_kept_parameters_within_a_steady_ac
 def test_convolutional_networks_climb_to_the_linearised_line_and_keep_their_products(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from diagnostics.curvature import products
+    from diagnostics.curvature.products import ladder
 
-    monkeypatch.setattr(products, "PROMOTE_AFTER", 4)
+    monkeypatch.setattr(ladder, "PROMOTE_AFTER", 4)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(18, 3)).double()
     data = torch.randn(4, 1, 5, 5, dtype=torch.float64), torch.randint(3, (4,))
@@ -140,9 +140,9 @@ def test_convolutional_networks_climb_to_the_linearised_line_and_keep_their_prod
 
 
 def test_where_forward_derivatives_are_missing_the_climb_is_given_up_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
-    from diagnostics.curvature import products
+    from diagnostics.curvature.products import ladder
 
-    monkeypatch.setattr(products, "PROMOTE_AFTER", 2)
+    monkeypatch.setattr(ladder, "PROMOTE_AFTER", 2)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv1d(1, 2, 2), nn.Flatten(), nn.Linear(6, 3)).double()
     data = torch.randn(4, 1, 4, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
@@ -155,9 +155,9 @@ def test_where_forward_derivatives_are_missing_the_climb_is_given_up_quietly(mon
 
 def test_random_layers_are_never_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """A traced dropout would draw anew at every product."""
-    from diagnostics.curvature import products
+    from diagnostics.curvature.products import ladder
 
-    monkeypatch.setattr(products, "PROMOTE_AFTER", 2)
+    monkeypatch.setattr(ladder, "PROMOTE_AFTER", 2)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv1d(1, 2, 2), nn.Dropout(0.5), nn.Flatten(), nn.Linear(6, 3)).double()
     data = torch.randn(4, 1, 4, dtype=torch.float64), torch.randint(3, (4,))
@@ -172,7 +172,7 @@ def test_random_layers_are_never_traced(monkeypatch: pytest.MonkeyPatch) -> None
 def test_one_pass_for_a_block_is_given_up_when_it_is_refused_or_wrong(
     fault: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from diagnostics.curvature.maps import DoubleBackward
+    from diagnostics.curvature.products.maps import DoubleBackward
 
     right = DoubleBackward.many
 

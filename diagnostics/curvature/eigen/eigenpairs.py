@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from diagnostics.curvature.draws import random_stream
-from diagnostics.curvature.hidden import NOISE
-from diagnostics.curvature.lanczos import Lanczos
-from diagnostics.curvature.search import Search
+from diagnostics.curvature.eigen.hidden import NOISE
+from diagnostics.curvature.eigen.lanczos import Lanczos
+from diagnostics.curvature.eigen.search import Search
+from diagnostics.curvature.eigen.wanted import CHOICES, Wanted, Which
 from diagnostics.curvature.symmetric import SymmetricMap, dimension, route_of, steadily
-from diagnostics.curvature.wanted import CHOICES, Wanted, Which
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, format_value
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diagnostics.curvature.sweep import Parts
+from diagnostics.curvature.products.sweep import Parts
 from diagnostics.objective import Objective
 
 

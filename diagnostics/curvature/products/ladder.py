@@ -21,9 +21,9 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from diagnostics.curvature.differences import CENTRAL_DIFFERENCES, CentralDifferences
-from diagnostics.curvature.maps import DoubleBackward, Linearised
-from diagnostics.curvature.sweep import Parts, Sweep
+from diagnostics.curvature.products.differences import CENTRAL_DIFFERENCES, CentralDifferences
+from diagnostics.curvature.products.maps import DoubleBackward, Linearised
+from diagnostics.curvature.products.sweep import Parts, Sweep
 from diagnostics.determinism import what_varies
 from diagnostics.errors import DiagnosticsError
 from diagnostics.objective import Objective

@@ -19,9 +19,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from diagnostics.curvature.differences import reach
-from diagnostics.curvature.products import DISAGREEMENT
-from diagnostics.curvature.sweep import Parts, Sweep, T
+from diagnostics.curvature.products.differences import reach
+from diagnostics.curvature.products.ladder import DISAGREEMENT
+from diagnostics.curvature.products.sweep import Parts, Sweep, T
 from diagnostics.determinism import what_varies
 from diagnostics.errors import DiagnosticsError
 from diagnostics.objective import Objective

@@ -29,8 +29,8 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
-from diagnostics.curvature.basis import Basis, dot, random_vector
-from diagnostics.curvature.hidden import Hidden
+from diagnostics.curvature.eigen.basis import Basis, dot, random_vector
+from diagnostics.curvature.eigen.hidden import Hidden
 from diagnostics.curvature.symmetric import SymmetricMap, dimension, multiply, refuse, rounding_of
 
 

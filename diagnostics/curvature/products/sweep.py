@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from diagnostics.curvature.saved import measured_graph
+from diagnostics.curvature.products.saved import measured_graph
 from diagnostics.objective import Objective
 from diagnostics.quiet import quiet
 

@@ -27,9 +27,9 @@ import numpy
 import torch
 from torch import Tensor
 
-from diagnostics.curvature.hidden import needed
-from diagnostics.curvature.lanczos import Lanczos
-from diagnostics.curvature.wanted import Wanted
+from diagnostics.curvature.eigen.hidden import needed
+from diagnostics.curvature.eigen.lanczos import Lanczos
+from diagnostics.curvature.eigen.wanted import Wanted
 
 RUNNERS_UP, RUNNERS_UP_WEIGHT = 4, 0.1
 """How many Ritz vectors behind the wanted ones go into ``restart``, and how much of each: an eigenvalue that overtakes

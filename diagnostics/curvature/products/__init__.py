@@ -1,0 +1,1 @@
+"""Products of curvature matrices with vectors: the routes, what is kept between products, and how they are checked."""
