@@ -43,7 +43,8 @@ $(VENV)/installed: $(SETTINGS) | $(VENV)/bin/python
 	$(PIP) install --constraint constraints.txt --editable .
 	@touch $@
 
-$(VENV)/installed-dev: $(SETTINGS) | $(VENV)/bin/python
+$(VENV)/installed-dev: $(SETTINGS) tests/peers.txt | $(VENV)/bin/python
 	@echo "installing into $(VENV), with what the tests need, about two minutes"
 	$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	$(PIP) install --no-deps --requirement tests/peers.txt
 	@touch $@ $(VENV)/installed

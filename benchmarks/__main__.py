@@ -1,6 +1,12 @@
 """Run every benchmark: ``python -m benchmarks``."""
 
-from benchmarks import overhead, top_eigenvalue
+import argparse
 
-for benchmark in (top_eigenvalue, overhead):
-    benchmark.main()
+from benchmarks import curvature, overhead, top_eigenvalue
+
+parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Side by side with peers, as ratios.")
+parser.add_argument("--device", default="cpu", help="where curvature is measured; the small ones stay on the CPU")
+device = parser.parse_args().device
+top_eigenvalue.main()
+overhead.main()
+curvature.main(device)

@@ -1,0 +1,148 @@
+"""The three networks that curvature is timed on, a little trained, in float32."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diagnostics import Objective
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A network with its loss and batches of one size."""
+
+    name: str
+    model: nn.Module
+    loss: nn.Module
+    batches: list[Batch]
+
+    def objective(self) -> Objective:
+        """A new one: nothing is known of its routes yet."""
+        return Objective(self.model, self.loss, self.batches)
+
+    def copy(self) -> Problem:
+        """For a peer that leaves gradients and graphs behind."""
+        return Problem(self.name, copy.deepcopy(self.model), self.loss, self.batches)
+
+    def first(self) -> Problem:
+        """With the first batch only."""
+        return Problem(self.name, self.model, self.loss, self.batches[:1])
+
+    def double(self) -> Problem:
+        """A copy in float64."""
+        batches = [(x.double() if x.is_floating_point() else x, y) for x, y in self.batches]
+        return Problem(self.name, copy.deepcopy(self.model).double(), self.loss, batches)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The tensors that are differentiated."""
+        return list(self.model.parameters())
+
+    def gradient(self) -> None:
+        """What everything is measured in: forward and backward over all batches."""
+        for x, y in self.batches:
+            torch.autograd.grad(self.loss(self.model(x), y), self.parameters)
+
+    def vectors(self, count: int) -> Tensor:
+        """(P, count) Gaussian numbers, the same on every device."""
+        size = sum(parameter.numel() for parameter in self.parameters)
+        draw = torch.randn(size, count, generator=torch.Generator().manual_seed(1))
+        return draw.to(self.parameters[0].device)
+
+
+class Block(nn.Module):
+    """Pre-norm self-attention and a feed-forward layer."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm, self.feed_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, width) to the same."""
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.qkv(self.attention_norm(x)).chunk(3, -1)
+        )
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.feed(self.feed_norm(x))
+
+
+class Transformer(nn.Module):
+    """An encoder language model: tokens (B, T) to logits (B·T, vocabulary)."""
+
+    def __init__(self, vocabulary: int = 512, length: int = 64, width: int = 128, heads: int = 4) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
+        self.blocks = nn.Sequential(Block(width, heads), Block(width, heads))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits of every token, in one row each."""
+        x = self.tokens(tokens) + self.places.weight
+        return self.head(self.norm(self.blocks(x))).flatten(0, 1)
+
+
+def _mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(784, 512), nn.GELU(), nn.Linear(512, 512), nn.GELU(), nn.Linear(512, 10))
+
+
+def _cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.GELU(),
+        nn.Conv2d(16, 32, 3, padding=1, stride=2), nn.GELU(),
+        nn.Conv2d(32, 64, 3, padding=1, stride=2), nn.GELU(),
+        nn.AvgPool2d(2), nn.Flatten(), nn.Linear(64 * 16, 10),
+    )  # fmt: skip
+
+
+def _clusters(*shape: int) -> Callable[[int], Batch]:
+    """Ten overlapping Gaussian clusters, one per class; a fifth of the labels is noise."""
+    centres = torch.randn(10, *shape)
+
+    def draw(count: int) -> Batch:
+        classes, noise = torch.randint(10, (2, count))
+        labels = torch.where(torch.rand(count) < 0.2, noise, classes)
+        return 0.1 * centres[classes] + torch.randn(count, *shape), labels
+
+    return draw
+
+
+def _sentences(count: int) -> Batch:
+    """Tokens that are common and rare, each to be followed by its successor or by noise."""
+    tokens = (512 * torch.rand(count, 64).square()).long()
+    noise = torch.randint(512, tokens.shape)
+    return tokens, torch.where(torch.rand(tokens.shape) < 0.2, noise, (tokens + 1) % 512).flatten()
+
+
+def problem(name: str, device: str, batches: int = 8) -> Problem:
+    """One of ``NAMES``, after thirty steps of Adam: at initialisation the spectrum has no outliers to speak of."""
+    torch.manual_seed(0)
+    model, draw, size = {
+        "MLP": (_mlp, _clusters(784), 512),
+        "CNN": (_cnn, _clusters(3, 32, 32), 64),
+        "transformer": (Transformer, _sentences, 16),
+    }[name]
+    model, loss = model().to(device), nn.CrossEntropyLoss()
+    data = [tuple(part.to(device) for part in draw(size)) for _ in range(batches)]
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for step in range(30):
+        x, y = data[step % len(data)]
+        optimizer.zero_grad()
+        loss(model(x), y).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    return Problem(name, model.eval(), loss, data)
+
+
+NAMES = ("MLP", "CNN", "transformer")
