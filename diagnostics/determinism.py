@@ -71,7 +71,9 @@ class _Trace:
             return "the model is handed different inputs each time: loss_fn shuffles, augments or fetches anew"
         for (name, module, inputs, outputs), (_, _, inputs_again, outputs_again) in pairs:
             if _differ(inputs, inputs_again):
-                return f"random numbers are drawn in forward() before {_called(name, module)}"
+                return (
+                    f"something changes in forward() before {_called(name, module)}: random numbers, a counter, a clock"
+                )
             if _differ(outputs, outputs_again):
                 return f"{_called(name, module)} gives different outputs for the same inputs: {_habit(module)}"
         return "the modules repeat themselves and the loss does not: it draws random numbers of its own"

@@ -53,6 +53,10 @@ class Estimate:
         reach = 1.96 * self.error if self.kind == "standard error" else self.error
         return self.value - reach, self.value + reach
 
+    def __format__(self, spec: str) -> str:
+        """``f"{estimate:.3f}"`` is the value alone, ``f"{estimate}"`` has its error."""
+        return format(self.value, spec) if spec else str(self)
+
     @property
     def determined(self) -> bool:
         """Whether the value is a number at all."""

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -165,8 +166,8 @@ class Objective:
         self._stage = _Stage(self.model)
         self._unreached: set[int] = set()
         self._differentiated: set[int] = set()
-        self.verified_routes: set[str] = set()
-        """Routes to a second derivative that have been seen to agree with central differences on this model."""
+        self.verified_routes: dict[str, float] = {}
+        """Routes that have been seen to agree with central differences on this model, and the rounding seen there."""
 
     @property
     def num_parameters(self) -> int:
@@ -218,15 +219,30 @@ class Objective:
         self, index: int, leaves: Sequence[Tensor], create_graph: bool = False
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """ℓ_b at the leaves and its gradients in them, zero where it does not reach. To be called inside ``quiet``."""
+        known = index in self._differentiated
+        # What reaches the loss around the model, as in a closure over its parameters, would pass for a constant.
+        live = [] if known else [tensor for tensor in self.space.tensors if tensor.requires_grad]
 
         def differentiated() -> tuple[Tensor, tuple[Tensor, ...]]:
             loss = self.batch_loss(index, leaves)
-            if not loss.requires_grad:
+            parts: list[Tensor | None] = [None] * len(leaves)
+            if loss.requires_grad:
+                found = torch.autograd.grad(loss, [*leaves, *live], create_graph=create_graph, allow_unused=True)
+                parts = list(found[: len(leaves)])
+                if any(part is not None for part in found[len(leaves) :]):
+                    raise DiagnosticsError(
+                        "the loss reaches the model's parameters other than through the model it is handed",
+                        given="parameters or a module held in a closure, a list or an attribute of their own",
+                        expected="a loss computed from the model that is handed in",
+                        attempt="model.parameters() inside loss_fn, of the model that loss_fn is given",
+                    )
+            if all(part is None for part in parts):
                 self.unreached(index)
-                return loss, tuple(torch.zeros_like(leaf) for leaf in leaves)
-            return loss, torch.autograd.grad(loss, leaves, create_graph=create_graph, materialize_grads=True)
+            return loss, tuple(
+                torch.zeros_like(leaf) if part is None else part for leaf, part in zip(leaves, parts, strict=True)
+            )
 
-        if index in self._differentiated:
+        if known:
             return self.placed(leaves, differentiated)
         with reentrant_checkpoints_refused():
             result = self.placed(leaves, differentiated)
@@ -266,18 +282,31 @@ class Objective:
         state = {f"model.{name}": _plain(tensor) for name, tensor in self.model.named_parameters()}
         state.update({f"model.{name}": buffer.clone() for name, buffer in self.model.named_buffers()})
         state.update({f"model.{name}": value for name, value in zip(self.space.names, values, strict=True)})
-        result: T = functional_call(self._stage, state, (action,))
+        _PLACED[self.model] = _PLACED.get(self.model, 0) + 1
+        try:
+            result: T = functional_call(self._stage, state, (action,))
+        finally:
+            _PLACED[self.model] -= 1
         return result
 
-    def surroundings(self) -> tuple[int, ...]:
-        """A fingerprint of what L depends on beside θ: it changes when a frozen parameter or a buffer is written to."""
+    def surroundings(self) -> tuple[float, ...] | None:
+        """A fingerprint of what L depends on beside θ: it changes when a frozen parameter or a buffer is written to.
+
+        None while other tensors are in the place of the model's own (``placed``), and nothing can be said.
+        """
+        if _PLACED.get(self.model):
+            return None
         selected = {id(tensor) for tensor in self.space.tensors}
-        others = [*self.model.parameters(), *self.model.buffers()]
+        others = [tensor for tensor in (*self.model.parameters(), *self.model.buffers()) if id(tensor) not in selected]
+        # Sums as well as versions: what is written through ``.data`` is not counted there.
         return tuple(
             number
             for tensor in others
-            if id(tensor) not in selected
-            for number in (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
+            for number in (
+                tensor.data_ptr(),
+                0 if tensor.is_inference() else tensor._version,
+                0.0 if tensor.is_complex() else float(tensor.detach().sum(dtype=torch.float64)),
+            )
         )
 
     def evaluate(self, index: int) -> None:
@@ -333,7 +362,7 @@ class Objective:
         """The same function of other parameters of the same model."""
         other = copy(self)
         other.space = ParameterSpace(self.model, params)
-        other.verified_routes, other._unreached, other._differentiated = set(), set(), set()
+        other.verified_routes, other._unreached, other._differentiated = {}, set(), set()
         return other
 
     def count_terms(self, batch: Batch) -> float:
@@ -351,8 +380,12 @@ class Objective:
         other = copy(self)
         other.origins = tuple(origins)
         other.batches, other.weights, other.terms = tuple(batches), tuple(weights), tuple(terms)
-        other.verified_routes, other._unreached, other._differentiated = set(), set(), set()
+        other.verified_routes, other._unreached, other._differentiated = {}, set(), set()
         return other
+
+
+_PLACED: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+"""How many times over a model's tensors are replaced at the moment."""
 
 
 class _Stage(nn.Module):

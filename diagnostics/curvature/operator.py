@@ -11,6 +11,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
+from diagnostics.curvature.symmetric import SymmetricMap, dimension, multiply, rounding_of, steadily
 from diagnostics.errors import DiagnosticsError
 
 T = TypeVar("T")
@@ -40,6 +41,10 @@ class Operator(ABC):
     def steadily(self, action: Callable[[], T]) -> T:
         """Run an action that takes many products, with what they have in common set up once."""
 
+    def expect(self, products: int) -> None:
+        """Be told that so many products are coming; an operator with a costly faster route may take it at once."""
+        del products
+
     @property
     @abstractmethod
     def route(self) -> str:
@@ -63,12 +68,13 @@ class Operator(ABC):
 
     def multiply(self, vectors: Tensor) -> Tensor:
         """The same as ``@``, without looking for NaN, and so without waiting for the device."""
-        if not isinstance(vectors, Tensor) or vectors.ndim not in (1, 2) or vectors.shape[0] != self.shape[0]:
-            given = f"shape {tuple(vectors.shape)}" if isinstance(vectors, Tensor) else type(vectors).__name__
+        real = isinstance(vectors, Tensor) and not vectors.is_complex()
+        if not real or vectors.ndim not in (1, 2) or vectors.shape[0] != self.shape[0]:
+            given = f"shape {tuple(vectors.shape)}" if real else getattr(vectors, "dtype", type(vectors).__name__)
             raise DiagnosticsError(
                 f"{type(self).__name__} @ v does not fit",
-                given=given,
-                expected=f"a tensor of shape ({self.shape[0]},) or ({self.shape[0]}, K)",
+                given=str(given),
+                expected=f"a real tensor of shape ({self.shape[0]},) or ({self.shape[0]}, K)",
             )
         # Iterative solvers keep what we return, also when the caller is in inference mode.
         with torch.inference_mode(False), torch.no_grad():
@@ -116,8 +122,8 @@ class Preconditioned(Operator):
     """S (A + diag(shift)) S for a diagonal S: curvature as an optimizer with per-coordinate rates feels it.
 
     Args:
-        operator: A, of dimension P.
-        scale: the diagonal of S, shape (P,), non-negative.
+        operator: A, of dimension P: an Operator, or a symmetric matrix.
+        scale: the diagonal of S, shape (P,).
         shift: added to A's diagonal, shape (P,) (weight decay that goes through the gradient); None for zero.
 
     Example:
@@ -128,14 +134,17 @@ class Preconditioned(Operator):
         tensor([9., 1.])
     """
 
-    def __init__(self, operator: Operator, scale: Tensor, shift: Tensor | None = None) -> None:
-        super().__init__(operator.shape[0], operator.dtype, operator.device)
+    def __init__(self, operator: SymmetricMap, scale: Tensor, shift: Tensor | None = None) -> None:
+        super().__init__(dimension(operator), operator.dtype, operator.device)
         for name, diagonal in (("scale", scale), ("shift", shift)):
-            if diagonal is not None and tuple(diagonal.shape) != (operator.shape[0],):
+            if diagonal is None:
+                continue
+            real = isinstance(diagonal, Tensor) and not diagonal.is_complex()
+            if not real or tuple(diagonal.shape) != (operator.shape[0],):
                 raise DiagnosticsError(
                     f"{name} does not fit the operator",
-                    given=f"shape {tuple(diagonal.shape)}",
-                    expected=f"({operator.shape[0]},)",
+                    given=f"shape {tuple(diagonal.shape)}" if real else type(diagonal).__name__,
+                    expected=f"a real tensor of shape ({operator.shape[0]},)",
                 )
         self.operator = operator
         self.scale = scale.to(self.device, self.dtype)
@@ -144,27 +153,32 @@ class Preconditioned(Operator):
     @property
     def route(self) -> str:
         """How products are taken."""
-        return self.operator.route
+        return getattr(self.operator, "route", "matrix")
 
     @property
     def product_error(self) -> float:
         """Relative error of a product."""
-        return self.operator.product_error
+        return rounding_of(self.operator)
 
     def steadily(self, action: Callable[[], T]) -> T:
         """Run an action that takes many products."""
-        return self.operator.steadily(action)
+        return steadily(self.operator, action)
+
+    def expect(self, products: int) -> None:
+        """Be told that so many products are coming."""
+        if isinstance(self.operator, Operator):
+            self.operator.expect(products)
 
     def blame(self, vector: Tensor) -> str:
         """Where a product with ``vector`` stops being finite."""
         scaled = self.scale * vector.to(self.scale)
         if not bool(torch.isfinite(scaled).all()):
             return "the scale is not finite"
-        return self.operator.blame(scaled)
+        return self.operator.blame(scaled) if isinstance(self.operator, Operator) else "the matrix is not finite"
 
     def _products(self, block: Tensor) -> Tensor:
         scaled = self.scale[:, None] * block
-        product = self.operator.multiply(scaled)
+        product = multiply(self.operator, scaled)
         if self.shift is not None:
             product = product + self.shift[:, None] * scaled
         return self.scale[:, None] * product

@@ -77,7 +77,8 @@ class _OfObjective(Operator):
         """Run an action that takes many products."""
         if self._within:
             return action()
-        if self.objective.surroundings() != self._surroundings:
+        now = self.objective.surroundings()
+        if now is not None and self._surroundings is not None and now != self._surroundings:
             raise DiagnosticsError(
                 f"the model has changed since this {type(self).__name__} was made",
                 given="a buffer or a parameter outside the selection was written to",
@@ -89,6 +90,10 @@ class _OfObjective(Operator):
             return self._route.steadily(action)
         finally:
             self._within = False
+
+    def expect(self, products: int) -> None:
+        """Be told that so many products are coming."""
+        self._route.expect(products)
 
     def rebuilt(self) -> Self:
         """The same operator with graphs of its own: what varies between evaluations shows between the two."""

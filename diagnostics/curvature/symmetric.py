@@ -38,14 +38,31 @@ class SymmetricMap(Protocol):
 
 def dimension(operator: SymmetricMap) -> int:
     """P of a square map; anything else is refused."""
-    shape = tuple(operator.shape)
+    known = isinstance(getattr(operator, "dtype", None), torch.dtype) and hasattr(operator, "__matmul__")
+    shape = tuple(getattr(operator, "shape", ()))
+    if not known:
+        raise DiagnosticsError(
+            "operator is not a symmetric map",
+            given=type(operator).__name__,
+            expected="an operator such as Hessian(objective), or a symmetric matrix as a tensor",
+            attempt="Hessian(objective)" if hasattr(operator, "batches") else "",
+        )
     if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
         raise DiagnosticsError("operator is not square", given=f"shape {shape}", expected="(P, P)")
-    return shape[0]
+    return int(shape[0])
 
 
-def steadily(operator: SymmetricMap, action: Callable[[], T]) -> T:
-    """Run an action that takes many products, with what they have in common set up once around it."""
+def steadily(operator: SymmetricMap, action: Callable[[], T], products: int = 0) -> T:
+    """Run an action that takes many products, with what they have in common set up once around it.
+
+    Args:
+        operator: whose products.
+        action: what takes them.
+        products: how many it is sure to take, if that is known: some routes cost much to set up and little to use.
+    """
+    expect: Callable[[int], None] | None = getattr(operator, "expect", None)
+    if expect is not None and products:
+        expect(products)
     around: Callable[[Callable[[], T]], T] | None = getattr(operator, "steadily", None)
     return action() if around is None else around(action)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diagnostics import DiagnosticsError, top_eigenpairs
-from diagnostics.curvature.eigen import search
+from diagnostics.curvature.eigen import basis, search
 from diagnostics.curvature.eigen.basis import random_vector
 from diagnostics.curvature.eigen.hidden import Hidden, needed
 from diagnostics.curvature.eigen.lanczos import Lanczos
@@ -197,6 +197,7 @@ def test_no_number_is_fetched_between_looks(monkeypatch: pytest.MonkeyPatch) -> 
     def forbidden(*_: Any) -> Any:
         raise AssertionError("waited for the device")
 
+    monkeypatch.setattr(basis, "waiting_is_free", lambda device: False)
     for name in ("__float__", "__bool__", "__int__", "item", "tolist", "cpu", "numpy"):
         monkeypatch.setattr(Tensor, name, forbidden)
     for _ in range(8):

@@ -79,7 +79,7 @@ def test_random_numbers_in_forward_and_in_the_loss_are_told_apart() -> None:
             return self.layer(x + torch.rand(x.shape, generator=generator, dtype=x.dtype))
 
     x, y = _data()
-    with pytest.raises(DiagnosticsError, match=r"random numbers are drawn in forward\(\) before module 'layer'"):
+    with pytest.raises(DiagnosticsError, match=r"something changes in forward\(\) before module 'layer'"):
         Hessian(Objective(Noisy().double(), nn.CrossEntropyLoss(), (x, y))) @ torch.ones(15).double()
 
     def noisy_loss(model: nn.Module, batch: Tensor) -> Tensor:

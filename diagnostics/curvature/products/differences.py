@@ -55,6 +55,10 @@ class CentralDifferences:
         """Nothing can be set up once: every product runs the model elsewhere."""
         return action()
 
+    def expect(self, products: int) -> None:
+        """There is no other route to take."""
+        del products
+
     def of_batch(self, index: int, vector: Tensor) -> Sequence[Tensor]:
         """Gradients are differenced over all batches at once: nothing to show."""
         return ()
@@ -74,13 +78,19 @@ class CentralDifferences:
         length = float(torch.linalg.vector_norm(vector))
         if length == 0.0:
             return torch.zeros_like(vector)
-        product = self.difference(vector, self.reach / length)
         if math.isnan(self.error):
-            # What changes between two steps is truncation and rounding, not curvature.
-            other = self.difference(vector, 0.5 * self.reach / length)
-            size = float(torch.linalg.vector_norm(product))
-            self.error = float(torch.linalg.vector_norm(product - other)) / size if size else 0.0
-        return product
+            self._measure_error()
+        return self.difference(vector, self.reach / length)
+
+    def _measure_error(self) -> None:
+        """On a random vector: along the one that is asked for first there may be no curvature at all."""
+        generator = torch.Generator().manual_seed(0)
+        vector = torch.randn(len(self._theta), generator=generator, device="cpu").to(self._theta)
+        step = self.reach / float(torch.linalg.vector_norm(vector))
+        # What changes between two steps is truncation and rounding, not curvature.
+        one, other = self.difference(vector, step), self.difference(vector, 0.5 * step)
+        size = float(torch.linalg.vector_norm(one))
+        self.error = float(torch.linalg.vector_norm(one - other)) / size if size else 0.0
 
     def difference(self, vector: Tensor, step: float) -> Tensor:
         """(∇L(θ+hv) − ∇L(θ−hv)) / 2h for a step h."""

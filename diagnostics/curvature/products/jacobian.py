@@ -19,10 +19,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from diagnostics.curvature.products.check import REFUSALS, disagreement, reason_of, rounding_seen
 from diagnostics.curvature.products.differences import reach
-from diagnostics.curvature.products.ladder import DISAGREEMENT
 from diagnostics.curvature.products.sweep import Parts, Sweep, T
-from diagnostics.determinism import what_varies
 from diagnostics.errors import DiagnosticsError
 from diagnostics.objective import Objective
 from diagnostics.output_loss import OutputLoss, OutputMap
@@ -142,7 +141,7 @@ class JacobianRoute:
         # Nothing that the sweep holds refers back to this object: graphs must die with the last reference to it.
         self._graph = partial(Sandwich, objective, groups=groups, middle=middle, differences=False)
         self._sweep = Sweep(objective, values, self._graph)
-        self.error: float = 8 * torch.finfo(objective.space.dtype).eps
+        self.error: float = 8 * max(torch.finfo(value.dtype).eps for value in values)
 
     @property
     def name(self) -> str:
@@ -161,6 +160,10 @@ class JacobianRoute:
             self._proved = True
         return self._sweep.products(block)
 
+    def expect(self, products: int) -> None:
+        """There is no other route to take."""
+        del products
+
     def of_batch(self, index: int, vector: Tensor) -> Parts:
         """One batch's share of a product."""
         return self._sweep.of_batch(index, vector)
@@ -169,44 +172,35 @@ class JacobianRoute:
         """Compare the first Jv with differences of the outputs; go over to those when it is refused or wrong."""
         space, verified = self._objective.space, self._objective.verified_routes
         if JACOBIAN in verified:
+            self.error = max(self.error, verified[JACOBIAN])
             return
         everything = slice(0, len(space.names))
-        draw = torch.randn(space.total, generator=torch.Generator().manual_seed(0)).to(given)
+        draw = torch.randn(space.total, generator=torch.Generator().manual_seed(0), device="cpu").to(given)
         vector = space.unflatten(draw)
         try:
             with torch.enable_grad():
                 self._objective.require_differentiable(self._sweep.leaves)
-        except (RuntimeError, NotImplementedError) as refusal:
-            if isinstance(refusal, torch.OutOfMemoryError):
-                raise
+        except REFUSALS as refusal:
             raise DiagnosticsError(
                 "the model cannot be differentiated even once",
-                given=str(refusal).strip()[:300],
+                given=reason_of(refusal),
                 expected="outputs from which autograd finds the way back to the parameters",
             ) from refusal
         try:
             sandwich = self._first_reached()
             pushed = sandwich.pushed(vector, everything)
-        except (RuntimeError, NotImplementedError) as refusal:
-            if isinstance(refusal, torch.OutOfMemoryError):
-                raise
-            lines = str(refusal).strip().splitlines() or [type(refusal).__name__]
-            self._fall_back(f"double backward refused: {lines[0][:160]}")
+        except REFUSALS as refusal:
+            self._fall_back(f"double backward refused: {reason_of(refusal)}")
             return
-        expected = sandwich.differenced(vector, everything)
-        size = float(torch.linalg.vector_norm(expected))
-        if not math.isfinite(size):
-            # Not for the route to judge: the product will not be finite either, and be refused by name.
+        off = disagreement(self._objective, pushed, lambda share: sandwich.differenced(vector, everything, share))
+        if off:
+            self._fall_back(f"double backward is off by {off:.0%} here")
             return
-        off = float(torch.linalg.vector_norm(pushed - expected))
-        if not off <= DISAGREEMENT * size:
-            if varies := what_varies(self._objective):
-                raise varies
-            other = sandwich.differenced(vector, everything, 0.5)
-            if not off <= 4 * float(torch.linalg.vector_norm(other - expected)):
-                self._fall_back(f"double backward is off by {off / size if size else 1.0:.0%} here")
-                return
-        verified.add(JACOBIAN)
+        product = self._sweep.products(draw[:, None])[:, 0]
+        seen = rounding_seen(lambda scaled: self._sweep.products(scaled[:, None])[:, 0], draw, product)
+        self.error = max(self.error, seen)
+        if off is not None:
+            verified[JACOBIAN] = seen
 
     def _first_reached(self) -> Sandwich:
         for index, weight in enumerate(self._objective.weights):

@@ -21,10 +21,10 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from diagnostics.curvature.products.check import REFUSALS, disagreement, length, reason_of, rounding_seen
 from diagnostics.curvature.products.differences import CENTRAL_DIFFERENCES, CentralDifferences
 from diagnostics.curvature.products.maps import DoubleBackward, Linearised
 from diagnostics.curvature.products.sweep import Parts, Sweep
-from diagnostics.determinism import what_varies
 from diagnostics.errors import DiagnosticsError
 from diagnostics.objective import Objective
 
@@ -33,9 +33,6 @@ T = TypeVar("T")
 DOUBLE_BACKWARD, BATCHED, LINEARIZE, COMPILED = "double backward", "batched", "linearize", "compiled"
 
 ROUTES = (DOUBLE_BACKWARD, BATCHED, LINEARIZE, COMPILED, CENTRAL_DIFFERENCES)
-
-DISAGREEMENT = 0.01
-"""Largest relative distance between a route and central differences that is put down to the differences."""
 
 PROMOTE_AFTER = 128
 """Products after which tracing pays for a convolutional network: it costs 55 gradients and saves .45 a product."""
@@ -60,6 +57,9 @@ class Route(Protocol):
 
     def of_batch(self, index: int, vector: Tensor) -> Parts:
         """One batch's share of the product with (P,), tensor by tensor; empty where it is not taken by batch."""
+
+    def expect(self, products: int) -> None:
+        """Be told that so many products are coming."""
 
 
 def hessian_route(objective: Objective, values: Parts, groups: Sequence[slice], route: str | None) -> Route:
@@ -91,10 +91,10 @@ class _Ladder:
         self._differences: CentralDifferences | None = None
         self._tail = ""
         self._proved = False
-        self._taken = 0
+        self._taken = self._coming = 0
         self._promotable = asked is None and len(groups) == 1 and not on_gpu and _is_convolutional(objective.model)
         self._kind = asked if asked in (LINEARIZE, COMPILED) else DOUBLE_BACKWARD
-        self.error: float = 8 * torch.finfo(objective.space.dtype).eps
+        self.error: float = 8 * max(torch.finfo(value.dtype).eps for value in values)
         # Nothing that the sweep holds refers back to this object: graphs must die with the last reference to it.
         self._line = partial(Linearised, objective, compiled=asked == COMPILED)
         if asked in (LINEARIZE, COMPILED):
@@ -122,25 +122,23 @@ class _Ladder:
             return self._sweep.products(block)
         try:
             result = self._sweep.products(block)
-        except (RuntimeError, NotImplementedError) as refusal:
-            if isinstance(refusal, torch.OutOfMemoryError):
-                raise
-            lines = str(refusal).strip().splitlines() or [type(refusal).__name__]
+        except REFUSALS as refusal:
+            reason = reason_of(refusal)
             if self._asked is not None:
                 raise DiagnosticsError(
                     f"route {self._asked!r} does not work for this model",
-                    given=lines[0][:300],
+                    given=reason,
                     expected="a route that works",
                     attempt="route=None, which finds one",
                 ) from refusal
-            return self._fall_back(f"{self._kind} refused: {lines[0][:160]}", block)
-        off = self._disagreement(block, result)
+            return self._fall_back(f"{self._kind} refused: {reason}", block)
+        off = self._check(block, result)
         if off and self._asked is None:
             result = self._fall_back(f"{self._kind} is off by {off:.0%} here", block)
             self._note_asymmetry(off)
             return result
         if off:
-            self.error, self._tail = off, f" (off by {off:.0%} from central differences)"
+            self.error, self._tail = max(self.error, off), f" (off by {off:.0%} from central differences)"
         self._proved = True
         return result
 
@@ -148,44 +146,49 @@ class _Ladder:
         """One batch's share of a product; empty where gradients are differenced over all batches."""
         return () if self._differences is not None else self._sweep.of_batch(index, vector)
 
-    def _disagreement(self, block: Tensor, products: Tensor) -> float:
+    def expect(self, products: int) -> None:
+        """What pays after so many products pays at once when they are sure to come."""
+        self._coming = products
+
+    def _check(self, block: Tensor, products: Tensor) -> float:
         """How far the route is from central differences, relative; 0 when they agree or have agreed before."""
         space, verified = self._objective.space, self._objective.verified_routes
-        if self._kind in verified or not bool(torch.isfinite(products).all()):
+        if self._kind in verified:
+            self.error = max(self.error, verified[self._kind])
             return 0.0
-        vector, product = block[:, 0], products[:, 0]
-        usual = 1e-6 < float(torch.linalg.vector_norm(vector)) < 1e6
-        whole = self._sweep
+        if not bool(torch.isfinite(products).all()):
+            return 0.0
+        vector, product, whole = block[:, 0], products[:, 0], self._sweep
+        everything = [slice(0, len(space.names))]
         if len(self._groups) > 1:
             # Blocks come from the graph of the whole: when the whole is right, so are they, and it costs one product.
-            everything = [slice(0, len(space.names))]
             whole = Sweep(self._objective, self._values, partial(DoubleBackward, self._objective, groups=everything))
-        if whole is not self._sweep or not usual or int(torch.count_nonzero(vector)) < 0.9 * len(vector):
+        usual = 1e-6 < length(vector) < 1e6 and int(torch.count_nonzero(vector)) >= 0.9 * len(vector)
+        if whole is not self._sweep or not usual:
             # A vector that leaves out most parameters says nothing about their rows.
-            vector = torch.randn(space.total, generator=torch.Generator().manual_seed(0)).to(block)
+            vector = torch.randn(space.total, generator=torch.Generator().manual_seed(0), device="cpu").to(block)
             product = whole.products(vector[:, None])[:, 0]
-        differences = CentralDifferences(self._objective, self._values, [slice(0, len(space.names))])
-        step = differences.reach / float(torch.linalg.vector_norm(vector))
-        expected = differences.difference(vector, step)
-        size = float(torch.linalg.vector_norm(expected))
-        off = float(torch.linalg.vector_norm(product - expected))
-        if not off <= DISAGREEMENT * size:
-            if varies := what_varies(self._objective):
-                raise varies
-            other = differences.difference(vector, 0.5 * step)
-            if not off <= 4 * float(torch.linalg.vector_norm(other - expected)):
-                return off / size if size else 1.0
-        verified.add(self._kind)
+        if not len(vector):
+            return 0.0
+        differences = CentralDifferences(self._objective, self._values, everything)
+        step = differences.reach / length(vector)
+        off = disagreement(self._objective, product, lambda share: differences.difference(vector, share * step))
+        if off:
+            return off
+        seen = rounding_seen(lambda scaled: whole.products(scaled[:, None])[:, 0], vector, product)
+        self.error = max(self.error, seen)
+        if off is not None:
+            verified[self._kind] = seen
         return 0.0
 
     def _fall_back(self, reason: str, block: Tensor) -> Tensor:
         route = CentralDifferences(self._objective, self._values, self._groups, reason)
         try:
             result = route.products(block)
-        except (RuntimeError, NotImplementedError) as second:
+        except REFUSALS as second:
             raise DiagnosticsError(
                 "no route to a Hessian-vector product works for this model",
-                given=f"{reason}; central differences: {second}",
+                given=f"{reason}; central differences: {reason_of(second)}",
                 expected="a loss that can be differentiated at least once",
             ) from second
         self._differences, self.error = route, route.error
@@ -194,7 +197,7 @@ class _Ladder:
     def _note_asymmetry(self, off: float) -> None:
         """Say so when not double backward is wrong, but the gradient: what is hidden from autograd is not in it."""
         assert self._differences is not None
-        draws = torch.randn(2, self._objective.space.total, generator=torch.Generator().manual_seed(0))
+        draws = torch.randn(2, self._objective.space.total, generator=torch.Generator().manual_seed(0), device="cpu")
         v, w = draws.to(self._objective.space.device, self._objective.space.dtype)
         Jv, Jw = self._differences.product(v), self._differences.product(w)
         # For a Gaussian w, w·(J − Jᵀ)v is about as large as (J − Jᵀ)v is long.
@@ -207,14 +210,14 @@ class _Ladder:
     def _climb(self, block: Tensor) -> None:
         """Go over to the linearised line once it pays, if all batches are kept and it gives the same products."""
         self._taken += block.shape[1]
-        if not self._promotable or self._taken < PROMOTE_AFTER or not self._sweep.keeps_all:
+        if not self._promotable or max(self._taken, self._coming) < PROMOTE_AFTER or not self._sweep.keeps_all:
             return
         self._promotable = False
         vector = block[:, :1]
         lines = self._sweep.replaced(self._line)
         try:
             once, twice = lines.products(vector), lines.products(vector)
-        except (RuntimeError, NotImplementedError, ValueError):
+        except REFUSALS:
             # Forward-mode derivatives are missing for many operations: nothing is lost but the time.
             return
         known = self._sweep.products(vector)
