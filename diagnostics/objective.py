@@ -179,7 +179,7 @@ class Objective:
         """The data and mode every number from this Objective rests on, in one line."""
         count = sum(self.terms)
         batches = f"{len(self.batches)} batches" if len(self.batches) > 1 else "one batch"
-        return f"{count:,.0f} loss terms in {batches}, {self.mode} mode"
+        return f"{count:,.0f} loss term{'' if count == 1 else 's'} in {batches}, {self.mode} mode"
 
     def batch_loss(self, index: int, values: Sequence[Tensor]) -> Tensor:
         """ℓ_b at the given parameter values, differentiable in them. To be called inside ``quiet``.

@@ -134,7 +134,7 @@ class Hessian(_OfObjective):
         microbatch: take batches in pieces of so many examples, which bounds memory and leaves the value as it is.
         by_layer: only the diagonal blocks, one for each module that holds parameters (see ``layer_curvature``).
         route: ``"double backward"``, ``"batched"``, ``"linearize"``, ``"compiled"`` or ``"central differences"``; by
-            default the fastest that works, see ``products``. What is asked for is taken, and when it differs from
+            default the fastest that works, see ``diagnostics.curvature.products.ladder``. What is asked for is taken, and when it differs from
             central differences, ``route`` and ``product_error`` say so.
 
     Raises:

@@ -27,6 +27,9 @@ from probes.sharpness import Sharpness
 from probes.spectrum import Spectrum
 from probes.units import Units
 
+PARTS = {"spectrum": {"density": "smallest eigenvalue", "smallest": "sharpest directions", "largest": "layers"}}
+"""Of probes that take long: a reading, and what is measured after it."""
+
 Progress = Callable[[str], None]
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -76,15 +79,23 @@ def examine(
         for probe in _probes(only):
             progress(f"measuring {probe.name.replace('_', ' ')}")
             for reading in _measure(probe, objective, optimizer, step):
+                if reading.name in PARTS.get(probe.name, {}):
+                    progress(f"measuring {PARTS[probe.name][reading.name]}")
                 records.append(to_record(probe.name, step, reading))
                 if reading.array is not None:
                     arrays[probe.name, array_key(records[-1])] = reading.array
+    else:
+        for name in only or ():
+            reading = Reading("measurement", None, status="skipped", note="it needs the model and loss: --task FILE.py")
+            records.append(to_record(name, step, reading))
     return Run(header, records, arrays=arrays)
 
 
 def stages(task: str | None, only: Collection[str] | None) -> int:
     """How many stages ``examine`` will report, for a progress bar."""
-    return 2 + (0 if task is None else 1 + len(_probes(only)))
+    if task is None:
+        return 2
+    return 3 + sum(1 + len(PARTS.get(probe.name, {})) for probe in _probes(only))
 
 
 def _probes(only: Collection[str] | None) -> list[Probe]:
@@ -95,16 +106,13 @@ def _probes(only: Collection[str] | None) -> list[Probe]:
     return [probe for probe in (*probes, Spectrum(steps=64)) if probe.name in only]
 
 
-def _measure(probe: Probe, objective: Objective, optimizer: Optimizer | None, step: int) -> list[Reading]:
-    moment = Moment(step, objective.model, optimizer, objective)
-    readings: list[Reading] = []
+def _measure(probe: Probe, objective: Objective, optimizer: Optimizer | None, step: int) -> Iterable[Reading]:
     try:
-        readings.extend(probe.measure(moment))
+        yield from probe.measure(Moment(step, objective.model, optimizer, objective))
     # The user's model may raise anything; the other probes can still speak, and this one as far as it came.
     except Exception as problem:  # noqa: BLE001
         reason = f"{type(problem).__name__}: {problem}"
-        readings.append(Reading("measurement", None, status="failed", note=reason))
-    return readings
+        yield Reading("measurement", None, status="failed", note=reason)
 
 
 def _weights(checkpoint: Checkpoint, step: int) -> Iterable[Record]:
