@@ -134,8 +134,8 @@ class Hessian(_OfObjective):
         microbatch: take batches in pieces of so many examples, which bounds memory and leaves the value as it is.
         by_layer: only the diagonal blocks, one for each module that holds parameters (see ``layer_curvature``).
         route: ``"double backward"``, ``"batched"``, ``"linearize"``, ``"compiled"`` or ``"central differences"``; by
-            default the fastest that works, see ``diagnostics.curvature.products.ladder``. What is asked for is taken, and when it differs from
-            central differences, ``route`` and ``product_error`` say so.
+            default the fastest that works (``diagnostics.curvature.products.ladder`` says why). What is asked for is
+            taken, and when it differs from central differences, ``route`` and ``product_error`` say so.
 
     Raises:
         DiagnosticsError: no route works, and the message names what stopped each; the objective is another function
