@@ -66,8 +66,8 @@ def test_a_direction_that_held_hardly_anything_is_shown_as_soon_as_nothing_can_h
 
 def test_how_much_has_to_be_shown() -> None:
     assert needed(1000, warm=False) - needed(10, warm=False) == pytest.approx(math.log(100))
-    assert 0 < needed(1000, warm=True) < needed(1000, warm=False)
-    assert needed(3, warm=True) == 0.0
+    assert needed(1000, warm=True) < needed(100_000, warm=True) < needed(1000, warm=False)
+    assert needed(3, warm=True) == needed(300, warm=True) == pytest.approx(math.log(300))
 
 
 def test_what_a_run_shows_of_eigenvalues_far_out_and_after_many_steps_does_not_overflow() -> None:
@@ -141,6 +141,37 @@ class _Unchecked:
         self.checked += 1
         assert bool(torch.isfinite(vectors).all())
         raise DiagnosticsError("the batch to blame")
+
+
+@pytest.mark.parametrize("which", ["LA", "SA", "LM", "BE"])
+def test_poor_products_are_not_a_converged_value(which: str) -> None:
+    """Products known to 185 % prove nothing, however small the residual; the value comes back and says so itself."""
+    operator = _Unchecked(rotated(SPECTRA["uniform"]))
+    operator.product_error = 1.85
+    pairs = top_eigenpairs(operator, k=2, which=which)
+    assert not pairs.converged
+    assert "NOT CONVERGED to a relative residual of 0.001: the products have a relative error of 1.9" in str(pairs)
+    assert pairs.estimate(1).how in str(pairs)
+    assert float(pairs.residuals.min()) > float(pairs.values.abs().max())
+
+
+@pytest.mark.parametrize(("tol", "good"), [(1e-3, True), (1e-6, False)])
+def test_the_error_of_a_product_counts_where_it_drowns_the_tolerance(tol: float, good: bool) -> None:
+    pairs = top_eigenpairs(_Unchecked(rotated(SPECTRA["uniform"])), tol=tol)
+    assert pairs.converged is good
+    assert ("the products have a relative error of 1e-05" in pairs.estimate().how) is not good
+    assert float(pairs.values[0]) == pytest.approx(float(torch.linalg.eigvalsh(rotated(SPECTRA["uniform"]))[-1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("values", [[0.0] * 30, [1e6] + [0.0] * 29], ids=["zero", "rank one"])
+def test_plain_rounding_is_no_obstacle_to_a_zero(dtype: torch.dtype, values: list[float]) -> None:
+    """No residual is small relative to an eigenvalue of zero: rounding of the largest is all that can be asked."""
+    operator = _Unchecked(rotated(values).to(dtype))
+    operator.product_error = 8 * torch.finfo(dtype).eps
+    pairs = top_eigenpairs(operator, k=3)
+    assert pairs.converged
+    assert "NOT CONVERGED" not in str(pairs)
 
 
 def test_products_are_taken_unchecked_and_within_one_set_up() -> None:

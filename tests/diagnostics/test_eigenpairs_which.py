@@ -80,6 +80,24 @@ def test_many_eigenvalues_that_are_there_several_times(copies: int, k: int) -> N
     assert pairs.matvecs == operator.products < 8 * k, "copies are collected several at a time"
 
 
+@pytest.mark.parametrize(("beside", "tol"), [(2, 1e-2), (4, 1e-4), (8, 1e-4)])
+def test_copies_are_not_missed_for_want_of_room(beside: int, tol: float) -> None:
+    """Every eigenvalue three times, and so few rows that a run restarts every 1 to 4 steps: such steps are worth less
+    than those of one Krylov space, and 5 + 1.5 ln P of them do not show that nothing is left."""
+    converged = 0
+    for seed in range(24):
+        stream = torch.Generator().manual_seed(seed)
+        size = 30 + int(torch.randint(31, (), generator=stream))
+        values = torch.randn(size // 3 + 1, dtype=torch.float64, generator=stream).repeat_interleave(3)[:size]
+        k = 2 + seed % 4
+        pairs = top_eigenpairs(Diagonal(values), k=k, tol=tol, max_basis=k + beside, seed=seed, max_matvecs=600)
+        if pairs.converged:
+            converged += 1
+            expected = values.sort(descending=True).values[:k]
+            torch.testing.assert_close(pairs.values, expected, rtol=1.5 * tol, atol=1e-12)
+    assert converged >= 18
+
+
 @pytest.mark.parametrize("which", ["LM", "BE"])
 def test_copies_at_both_ends(which: str) -> None:
     bulk = torch.rand(300, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

@@ -48,6 +48,37 @@ def test_a_direction_that_has_newly_risen_is_found_from_the_exact_former_one(
     assert float(pairs.values[0]) == pytest.approx(risen, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("outliers", "bulk", "size", "which", "tol"),
+    [
+        ((5.0, 2.0), 1.0, 25, "LA", 0.1),
+        ((5.0, 2.0), 1.0, 100, "LA", 0.1),
+        ((-2.5, 1.3), 1.0, 25, "LM", 0.1),
+        ((-0.5, *[-1.0] * 40), 1.0, 41, "LA", 1e-2),
+        ((-0.5, *[-1.0] * 40), 1.0, 41, "LA", 0.1),
+    ],
+)
+def test_small_operators_are_not_taken_at_the_word_of_their_start(
+    outliers: tuple[float, ...], bulk: float, size: int, which: str, tol: float
+) -> None:
+    """The start is the second eigenvector; by P / 30 alone, nothing had to be shown, and a third were wrong."""
+    operator = Diagonal(size, *outliers, bulk=bulk)
+    found = [
+        float(top_eigenpairs(operator, start=_unit(size, 1), which=which, tol=tol, seed=seed).values[0])
+        for seed in range(100)
+    ]
+    assert sum(abs(value - outliers[0]) > tol * abs(outliers[0]) for value in found) <= 3
+
+
+@pytest.mark.parametrize("size", [25, 1000, 20_000])
+def test_tracking_stays_cheap(size: int) -> None:
+    operator = Diagonal(size, 5.0, 2.0, bulk=1.0)
+    drift = torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) / size**0.5
+    pairs = top_eigenpairs(operator, start=_unit(size, 0) + 0.05 * drift, tol=1e-2)
+    assert pairs.converged
+    assert pairs.matvecs <= 5
+
+
 def test_several_former_vectors_are_all_used() -> None:
     operator = Diagonal(3000, 9.0, 8.0, 7.0, bulk=5.0)
     cold = top_eigenpairs(operator, k=3)

@@ -20,7 +20,7 @@ from diagnostics.curvature.eigen.hidden import NOISE
 from diagnostics.curvature.eigen.lanczos import Lanczos
 from diagnostics.curvature.eigen.search import Search
 from diagnostics.curvature.eigen.wanted import CHOICES, Wanted, Which
-from diagnostics.curvature.symmetric import SymmetricMap, dimension, route_of, steadily
+from diagnostics.curvature.symmetric import SymmetricMap, dimension, rounding_of, route_of, steadily
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, format_value
 
@@ -29,6 +29,9 @@ BASIS_BYTES = 4 * 2**30
 
 FEWEST_ROWS = 16
 """But at least so many rows beside the k wanted ones: with fewer, restarts cost products."""
+
+PLAIN = 10.0
+"""Products off by no more than so many times the rounding of one are as good as their dtype allows."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,7 +43,9 @@ class Eigenpairs:
             magnitude for ``"LM"``.
         vectors: (P, k), orthonormal columns, on the operator's device.
         residuals: (k,), ‖Av − θv‖ at most for each, rounding included.
-        converged: whether every residual met the tolerance, and the search for missed eigenvalues came to its end.
+        converged: whether every residual met the tolerance, the search for missed eigenvalues came to its end, and the
+            products are known well enough to say so. Plain rounding is no obstacle: a residual of rounding, in parts of
+            the largest eigenvalue, is the best there is, and all that is asked of a zero.
         matvecs: products used.
         tol: the relative residual asked for.
         restart: (P,), the eigenvectors with some of the runners-up: the start for the next call, a few steps on.
@@ -124,19 +129,31 @@ def top_eigenpairs(
         steadily(operator, lambda: search.run(search.lanczos.random() if vector is None else vector, warm))
         residuals = search.lanczos.residuals()
         met = bool((residuals <= search.slack(search.values)).all())
+        poor = _too_poor(operator, search)
         return Eigenpairs(
             values=torch.from_numpy(search.values.copy()),
             vectors=search.lanczos.columns(),
             residuals=torch.from_numpy(numpy.hypot(residuals, search.lanczos.floor)),
-            converged=met and search.proved,
+            converged=met and search.proved and poor is None,
             matvecs=search.lanczos.matvecs,
             tol=tol,
             restart=search.restart,
-            how=f"Lanczos, {search.lanczos.matvecs} products, {route_of(operator)}{_owed(met, search.proved, tol)}",
+            how=f"Lanczos, {search.lanczos.matvecs} products, {route_of(operator)}"
+            + _owed(met, search.proved, tol, poor),
         )
 
 
-def _owed(met: bool, proved: bool, tol: float) -> str:
+def _too_poor(operator: SymmetricMap, search: Search) -> float | None:
+    """The relative error of the products, where it is more than rounding and drowns the tolerance of some value."""
+    error = rounding_of(operator)
+    if error <= PLAIN * 8 * torch.finfo(operator.dtype).eps:
+        return None
+    return error if bool((search.lanczos.floor > search.tol * numpy.abs(search.values)).any()) else None
+
+
+def _owed(met: bool, proved: bool, tol: float, poor: float | None) -> str:
+    if poor is not None:
+        return f", NOT CONVERGED to a relative residual of {tol:g}: the products have a relative error of {poor:.2g}"
     if met and not proved:
         return (
             ", NOT CONVERGED: each is an eigenvalue, but the products ran out before one further out could be ruled out"

@@ -11,9 +11,11 @@ needed; if a value has risen meanwhile, the wait begins anew.
 So it waits until an eigenvalue just beyond the last can no longer have hidden, or for half as many steps again. Then
 what was found is locked, and a run from a random vector in its complement looks for copies and for whatever the first
 start lacked. All that it brings up is collected and settled together, and another run follows until one brings nothing:
-either nothing further out can have hidden from it, or it has taken the 5 + 1.5 ln P steps that a random start needs to
-show a lone eigenvalue (Kuczyński & Woźniakowski 1992). The latter is for an edge of the bulk, where the next eigenvalue
-is always near and proof would take hundreds of products.
+either nothing further out can have hidden from it, or it has taken the d = 5 + 1.5 ln P steps that a random start
+needs to show a lone eigenvalue (Kuczyński & Woźniakowski 1992). The latter is for an edge of the bulk, where the next
+eigenvalue is always near and proof would take hundreds of products. Where the basis is so small that the run restarts
+every j steps, the steps are worth less: d² / j of them are asked for, as a polynomial of degree j gains only (j/d)² of
+what one of degree d does where the gap is 1/d².
 
 A search that runs out of products says which of these it still owed.
 """
@@ -43,6 +45,13 @@ COLLECT = 1.5
 """Where several values are wanted, or a later run has brought up something new: so many times the steps that met the
 tolerance. What else the run holds comes along. Stopped at the tolerance itself, 4 of 300 searches for 20 values passed
 over the last of them; like this, none of 600 did."""
+
+LEAST_STEPS = 16
+"""But never fewer than so many steps, though 5 + 1.5 ln P be less: below P = 1500 a product costs next to nothing."""
+
+WARM_STEPS = 3
+"""A warm start is followed for at least so many steps. After one, all there is to judge by is one number of its noise,
+which is small by chance as often as not."""
 
 Ending = Literal["settled", "nothing new", "out of products"]
 
@@ -76,6 +85,7 @@ class Search:
         self.restart = torch.empty(0)
         self.proved = False
         self._met: tuple[int, numpy.ndarray, numpy.ndarray] | None = None
+        self._restarted = False
 
     def slack(self, values: numpy.ndarray) -> numpy.ndarray:
         """The tolerance of each value, or the error of the products where that is more."""
@@ -102,7 +112,7 @@ class Search:
     def _pursue(self, warm: bool) -> Ending:
         """One run: until what it brings up is settled, or it has shown that there is nothing to bring up."""
         lanczos, k = self.lanczos, self.wanted.k
-        begun, self._met = lanczos.matvecs, None
+        begun, self._met, self._restarted = lanczos.matvecs, None, False
         while True:
             self._advance()
             steps = lanczos.matvecs - begun
@@ -117,27 +127,33 @@ class Search:
             if lanczos.beta == 0.0:
                 lanczos.renew()
             elif lanczos.full:
+                self._restarted = True
                 lanczos.restart(coefficients[:, self.wanted.more(self._kept(len(fresh))).among(values)])
 
     def _may_stop(self, steps: int, values: numpy.ndarray, residuals: numpy.ndarray, warm: bool) -> bool:
         lanczos, size = self.lanczos, self.lanczos.size
         first = lanczos.locked == 0
         if len(values) == 0:
-            enough = 5 + math.ceil(1.5 * math.log(size))
-            return lanczos.beta == 0.0 or steps >= enough or self._nothing_hidden(self.values, warm)
+            return lanczos.beta == 0.0 or steps >= self._enough() or self._nothing_hidden(self.values, warm)
         if not (residuals <= self.slack(values)).all():
             return False
         if lanczos.beta == 0.0:
             return True
         if self._met is None or self._moved(values):
             self._met = steps, values, residuals + lanczos.floor
-        if first and self._nothing_hidden(values, warm):
+        if first and steps >= (WARM_STEPS if warm else 0) and self._nothing_hidden(values, warm):
             return True
         met = self._met[0]
         if not (first and self.wanted.at_most_one_per_end):
             return steps >= max(COLLECT * met, met + 3)
         at_least = 3 + math.ceil(0.5 * math.log(size)) if warm else 0
         return steps >= max(WAIT * met, met + 3, at_least)
+
+    def _enough(self) -> int:
+        """Steps in which a random start shows a lone eigenvalue, restarts included."""
+        unbroken = max(LEAST_STEPS, 5 + math.ceil(1.5 * math.log(self.lanczos.size)))
+        cycle = self.lanczos.limit - self.lanczos.locked - self._kept(0)
+        return max(unbroken, math.ceil(unbroken**2 / cycle)) if self._restarted else unbroken
 
     def _moved(self, values: numpy.ndarray) -> bool:
         """Whether others, or more, are in the lead than when the tolerance was first met."""
