@@ -21,6 +21,10 @@ def is_pair_of_tensors(batches: Any) -> bool:
 
 def draw(batches: Any, limit: int | None) -> list[Any]:
     """Take the batches; a DataLoader's iterator consumes global randomness, so states are set aside."""
+    if isinstance(limit, bool) or not (limit is None or hasattr(limit, "__index__")):
+        raise DiagnosticsError(
+            "limit is not a number of batches", given=repr(limit), expected="at least 1, or None for all batches"
+        )
     if limit is not None and limit < 1:
         raise DiagnosticsError("limit is too small", given=str(limit), expected="at least 1, or None for all batches")
     if isinstance(batches, Tensor | str | Mapping) or not isinstance(batches, Iterable):

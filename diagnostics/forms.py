@@ -6,6 +6,7 @@ model puts out before the loss: Gauss-Newton, Fisher and the tangent kernel need
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from diagnostics.batches import describe
 from diagnostics.errors import DiagnosticsError
-from diagnostics.loss_terms import as_module, huggingface_terms, pair_terms, shifts_labels
+from diagnostics.loss_terms import as_module, huggingface_terms, is_stock, pair_terms, reduction, shifts_labels
 from diagnostics.output_loss import Categorical, Elementwise, OutputLoss
 
 Batch = Any
@@ -61,10 +62,14 @@ class PairForm:
                 expected="a tensor, for what looks at the loss as a function of the outputs",
                 attempt="a thin module around the model that returns the logits",
             )
-        loss = self.criterion(outputs, targets)
+        loss = _scalar(self.criterion(outputs, targets))
         criterion = as_module(self.criterion)
+        if not is_stock(criterion):
+            return OutputLoss(outputs, loss, None, summed=reduction(self.criterion) == "sum")
         if isinstance(criterion, nn.CrossEntropyLoss):
-            return OutputLoss(outputs, loss, _categorical(criterion, outputs, targets))
+            kind = _categorical(criterion, outputs, targets)
+            known = kind.gives(loss, outputs)
+            return OutputLoss(outputs, loss, kind if known else None, summed=criterion.reduction == "sum")
         if isinstance(criterion, nn.NLLLoss | nn.KLDivLoss):
             raise DiagnosticsError(
                 "the loss is linear in the model's outputs",
@@ -89,6 +94,7 @@ class MappingForm:
     def at_outputs(self, model: nn.Module, batch: Batch) -> OutputLoss:
         """The logits, with a cross-entropy recognised by its value."""
         loss, result = self._run(model, batch)
+        loss = _scalar(loss)
         logits = getattr(result, "logits", None)
         if not isinstance(logits, Tensor):
             raise DiagnosticsError(
@@ -101,11 +107,12 @@ class MappingForm:
 
     def _run(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
         result = model(**batch)
-        if result.loss is None:
+        loss = getattr(result, "loss", None)
+        if loss is None:
             raise DiagnosticsError(
                 "the model returned no loss", given=describe(batch), expected="a batch with 'labels'"
             )
-        return result.loss, result
+        return loss, result
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,19 @@ class FunctionForm:
 
     def terms(self, model: nn.Module, batch: Batch) -> float:
         """As the user counts."""
-        return self.count(batch)
+        count = self.count(batch)
+        try:
+            number = math.nan if isinstance(count, str | bytes) else float(count)
+        except (TypeError, ValueError, RuntimeError):
+            number = math.nan
+        if not 0 <= number < math.inf:
+            raise DiagnosticsError(
+                "terms does not give a number of loss terms",
+                given=repr(count) if isinstance(count, float | int | str | None) else describe(count),
+                expected="a number, zero or more, for each batch",
+                attempt="terms=lambda batch: len(batch[0])",
+            )
+        return number
 
     def at_outputs(self, model: nn.Module, batch: Batch) -> OutputLoss:
         """Cannot be told."""
@@ -131,6 +150,17 @@ class FunctionForm:
             expected="one that knows the outputs and the loss apart",
             attempt="Objective(model, loss, batches) or Objective.huggingface(model, batches)",
         )
+
+
+def _scalar(loss: Any) -> Tensor:
+    if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point()):
+        raise DiagnosticsError(
+            "the loss is not a scalar",
+            given=describe(loss),
+            expected="one floating-point number per batch",
+            attempt="reduction='mean' in the loss",
+        )
+    return loss.reshape(())
 
 
 def _categorical(criterion: nn.CrossEntropyLoss, outputs: Tensor, targets: Tensor) -> Categorical:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from diagnostics.errors import DiagnosticsError
+from diagnostics.parameters import unwrap
 
 ELEMENTWISE = (
     nn.MSELoss,
@@ -58,15 +59,17 @@ def pair_terms(loss: Callable[..., Tensor], targets: Any) -> float:
     """The number of terms in ``loss(outputs, targets)``.
 
     A loss with ``reduction="sum"`` counts one per batch: the objective is then the mean of the batch losses the
-    trainer sees.
+    trainer sees. A loss of the user's own, subclasses with their own ``forward`` included, counts examples.
 
     Example:
         >>> pair_terms(nn.CrossEntropyLoss(), torch.tensor([1, 2, -100]))
         2.0
     """
-    loss = as_module(loss)
-    if getattr(loss, "reduction", "mean") == "sum":
+    if reduction(loss) == "sum":
         return 1.0
+    loss = as_module(loss)
+    if not is_stock(loss):
+        return leading_dimension(targets)
     if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) and isinstance(targets, Tensor):
         if targets.is_floating_point():
             return float(targets.numel() // max(1, targets.shape[1] if targets.ndim > 1 else targets.numel()))
@@ -78,12 +81,61 @@ def pair_terms(loss: Callable[..., Tensor], targets: Any) -> float:
 
 
 def as_module(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``F.cross_entropy``, or a partial of it, as the module that says how it reduces."""
-    function, settings = (loss.func, loss.keywords) if isinstance(loss, partial) else (loss, {})
+    """``F.cross_entropy``, a partial of it or what was compiled, as the module that says how it reduces."""
+    if isinstance(loss, nn.Module):
+        return unwrap(loss)
+    loss = _uncompiled(loss)
+    function, settings, arguments = loss, {}, ()
+    if isinstance(loss, partial):
+        function, settings, arguments = _uncompiled(loss.func), loss.keywords, loss.args
     for known, module in _MODULE_OF_FUNCTION.items():
-        if function is known:
-            return module(**settings)
+        if function is known and not arguments:
+            try:
+                return module(**settings)
+            except TypeError:
+                # The function knows more settings than the module, such as weights of elements.
+                return loss
     return loss
+
+
+def _uncompiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    inner: Callable[..., Tensor] = getattr(function, "_torchdynamo_orig_callable", function)
+    if inner is not function:
+        # Functions of torch itself are wrapped once more.
+        inner = getattr(inner, "__wrapped__", inner)
+    return inner
+
+
+def is_stock(loss: object) -> bool:
+    """Whether a loss is a module of ``torch.nn`` that computes what its class does there.
+
+    Subclasses that keep its forward are; those with a forward of their own may compute and average anything.
+
+    Example:
+        >>> class Halved(nn.MSELoss):
+        ...     def forward(self, outputs, targets):
+        ...         return 0.5 * super().forward(outputs, targets)
+        >>> is_stock(nn.MSELoss()), is_stock(Halved())
+        (True, False)
+    """
+    if not isinstance(loss, nn.Module) or "forward" in vars(loss) or loss._forward_hooks or loss._forward_pre_hooks:
+        return False
+    kinds = (nn.CrossEntropyLoss, nn.NLLLoss, nn.KLDivLoss, *ELEMENTWISE)
+    return type(loss).__call__ is nn.Module.__call__ and any(
+        isinstance(loss, kind) and type(loss).forward is kind.forward for kind in kinds
+    )
+
+
+def reduction(loss: Callable[..., Tensor]) -> str | None:
+    """What a loss says of how it reduces; None if it says nothing.
+
+    Example:
+        >>> reduction(nn.MSELoss()), reduction(partial(F.mse_loss, reduction="sum")), reduction(lambda a, b: a.sum())
+        ('mean', 'sum', None)
+    """
+    loss = as_module(loss)
+    said = loss.keywords.get("reduction") if isinstance(loss, partial) else getattr(loss, "reduction", None)
+    return said if isinstance(said, str) else None
 
 
 def huggingface_terms(model: nn.Module, batch: Mapping[str, Any]) -> float:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from diagnostics.errors import DiagnosticsError
-from diagnostics.loss_terms import ELEMENTWISE
+from diagnostics.loss_terms import ELEMENTWISE, is_stock
 
 OutputMap = Callable[[Tensor], Tensor]
 
@@ -39,6 +39,16 @@ class Categorical:
     axis: int
     wanted: Tensor
     weight: Tensor
+
+    def gives(self, loss: Tensor, outputs: Tensor) -> bool:
+        """Whether Σ_t c_t ℓ_t is the loss that was computed, or the loss is another one than it was taken for."""
+        rows = self.rows(outputs.detach())
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        wanted = self.wanted if self.wanted.ndim == 1 else self.wanted.to(rows)
+        terms = nn.functional.cross_entropy(rows, wanted, reduction="none")
+        total = (self.weight * terms.where(self.weight != 0, 0.0)).sum().to(loss.dtype)
+        tolerance = max(1e-3, 4 * torch.finfo(loss.dtype).eps)
+        return bool(torch.isclose(total, loss.detach(), rtol=tolerance, atol=1e-6, equal_nan=True))
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """(T, C)."""
@@ -77,7 +87,7 @@ class Elementwise:
     @classmethod
     def of(cls, criterion: object, outputs: Tensor) -> Elementwise | None:
         """For the losses whose elements are known to be summed or averaged; None for any other."""
-        if not isinstance(criterion, ELEMENTWISE):
+        if not (isinstance(criterion, ELEMENTWISE) and is_stock(criterion)):
             return None
         return cls(1.0 if criterion.reduction == "sum" else 1.0 / max(1, outputs.numel()), criterion)
 
@@ -87,7 +97,8 @@ class Elementwise:
             # (f − y)² is −log of a normal density of variance ½; its gradient 2(f − y) has variance 2.
             normal: Tensor = torch.special.ndtri(uniform.clamp(1e-300, 1 - 1e-16))
             return math.sqrt(2.0) * normal.to(outputs)
-        if isinstance(self.criterion, nn.BCEWithLogitsLoss) and self.criterion.pos_weight is None:
+        binary = self.criterion if isinstance(self.criterion, nn.BCEWithLogitsLoss) else None
+        if binary is not None and binary.pos_weight is None and binary.weight is None:
             chance = torch.sigmoid(outputs.detach())
             return chance - (uniform < chance).to(chance.dtype)
         raise _not_a_likelihood(type(self.criterion).__name__)
@@ -101,11 +112,13 @@ class OutputLoss:
         outputs: what the model put out, any shape.
         loss: scalar, computed from ``outputs``.
         kind: what is known of the loss; None when autograd must find out.
+        summed: whether a loss of which nothing else is known adds up its examples; it averages them otherwise.
     """
 
     outputs: Tensor
     loss: Tensor
     kind: Categorical | Elementwise | None
+    summed: bool = False
 
     def hessian(self) -> OutputMap:
         """U ↦ ∂²ℓ/∂f² U, on tensors of the outputs' shape."""
@@ -134,10 +147,14 @@ class OutputLoss:
         if isinstance(self.kind, Categorical):
             kind = self.kind
             return self._rank_one([kind.gradients(kind.probabilities(self.outputs), kind.wanted)])
-        # A loss of the user's own is taken for a mean over examples.
-        weight = self.kind.weight if isinstance(self.kind, Elementwise) else 1.0 / len(self.outputs)
         (gradient,) = torch.autograd.grad(self.loss, self.outputs, retain_graph=True)
-        return self._rank_one([_by_example(gradient / weight)])
+        return self._rank_one([_by_example(gradient / self._factor())])
+
+    def _factor(self) -> float:
+        """c, the same for every term of a loss other than cross-entropy."""
+        if isinstance(self.kind, Elementwise):
+            return self.kind.weight
+        return 1.0 if self.summed else 1.0 / max(1, _examples(self.outputs))
 
     def sampled(self, samples: int, generator: torch.Generator, skip: int) -> OutputMap:
         """The same at labels drawn from what the model believes, averaged over ``samples`` draws of each.
@@ -154,7 +171,7 @@ class OutputLoss:
         rows = _by_example(outputs) if p is None else p
         # One number decides a label, and one each output of an element-wise loss.
         shape = (len(rows), samples, 1 if p is not None else rows.shape[1])
-        before = skip * math.prod(shape) // max(1, outputs.shape[0])
+        before = skip * math.prod(shape) // max(1, _examples(outputs))
         stream = torch.rand(before + math.prod(shape), generator=generator, dtype=torch.float64)[before:]
         uniform = stream.view(shape).to(outputs.device)
         if isinstance(kind, Elementwise):
@@ -174,8 +191,7 @@ class OutputLoss:
         if isinstance(kind, Categorical):
             weight = share * kind.weight[:, None]
         else:
-            own = kind.weight if kind is not None else 1.0 / len(outputs)
-            weight = torch.tensor(share * own, dtype=outputs.dtype, device=outputs.device)
+            weight = torch.tensor(share * self._factor(), dtype=outputs.dtype, device=outputs.device)
 
         def product(direction: Tensor) -> Tensor:
             rows = kind.rows(direction) if isinstance(kind, Categorical) else _by_example(direction)
@@ -187,14 +203,18 @@ class OutputLoss:
         return product
 
 
+def _examples(outputs: Tensor) -> int:
+    return outputs.shape[0] if outputs.ndim else 1
+
+
 def _by_example(outputs: Tensor) -> Tensor:
-    return outputs.reshape(outputs.shape[0] if outputs.ndim else 1, -1)
+    return outputs.reshape(_examples(outputs), -1)
 
 
 def _not_a_likelihood(what: str) -> DiagnosticsError:
     return DiagnosticsError(
         "labels cannot be drawn from the model",
         given=f"{what}, which is not known to be the negative logarithm of a probability",
-        expected="CrossEntropyLoss, MSELoss or BCEWithLogitsLoss without pos_weight",
+        expected="CrossEntropyLoss, MSELoss or BCEWithLogitsLoss without pos_weight or weight",
         attempt="GaussNewton(objective), or EmpiricalFisher(objective)",
     )

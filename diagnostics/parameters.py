@@ -7,11 +7,13 @@ Vectors over the selection have shape (P,), in the order of ``model.named_parame
 from __future__ import annotations
 
 import fnmatch
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from diagnostics.batches import describe
 from diagnostics.errors import DiagnosticsError
 
 Selection = str | Sequence[str] | Callable[[str, Tensor], bool] | None
@@ -43,7 +45,8 @@ class ParameterSpace:
             callable ``(name, tensor) -> bool`` whose word is final, frozen parameters included.
 
     Raises:
-        DiagnosticsError: nothing selected; parameters sharded, uninitialised, complex or on the meta device.
+        DiagnosticsError: params is no selection, or selects nothing; parameters sharded, uninitialised, complex or on
+            the meta device.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
@@ -52,6 +55,7 @@ class ParameterSpace:
     """
 
     def __init__(self, model: nn.Module, params: Selection = None) -> None:
+        params = _checked(params)
         everything = dict(model.named_parameters())
         chosen = {name: tensor for name, tensor in everything.items() if _selected(name, tensor, params)}
         if not chosen:
@@ -75,7 +79,8 @@ class ParameterSpace:
 
     def flatten(self, parts: Iterable[Tensor]) -> Tensor:
         """One vector (P,) from one tensor per selected parameter, detached from any graph."""
-        return torch.cat([part.detach().reshape(-1).to(self.device, self.dtype) for part in parts])
+        whole = (part.detach().to_dense() if part.is_sparse else part.detach() for part in parts)
+        return torch.cat([part.reshape(-1).to(self.device, self.dtype) for part in whole])
 
     def unflatten(self, vector: Tensor) -> tuple[Tensor, ...]:
         """One tensor per selected parameter, with its shape, dtype and device, from a vector (P,)."""
@@ -92,6 +97,34 @@ class ParameterSpace:
     def items(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Name and live tensor of each selected parameter."""
         return zip(self.names, self.tensors, strict=True)
+
+
+def _checked(params: Selection) -> Selection:
+    """The selection, an iterable of globs as a tuple."""
+    if params is None or isinstance(params, str):
+        return params
+    if callable(params) and not isinstance(params, nn.Module):
+        try:
+            inspect.signature(params).bind("", torch.empty(0))
+        except TypeError:
+            given = f"a callable that does not take two arguments, {params!r}"
+        except ValueError:
+            # Some callables written in C have no signature.
+            return params
+        else:
+            return params
+    else:
+        if isinstance(params, Iterable) and not isinstance(params, Tensor | nn.Module):
+            params = tuple(params)
+            if all(isinstance(pattern, str) for pattern in params):
+                return params
+        given = describe(params)
+    raise DiagnosticsError(
+        "params is not a selection of parameters",
+        given=given,
+        expected="a glob over the names of parameters, several of them, a callable (name, tensor) -> bool, or None",
+        attempt="params='0.*', or params=lambda name, tensor: tensor.ndim > 1",
+    )
 
 
 def _selected(name: str, tensor: Tensor, params: Selection) -> bool:

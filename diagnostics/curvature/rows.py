@@ -163,7 +163,7 @@ class Rows:
                 outputs, self._leaves, cotangents, retain_graph=True, allow_unused=True, is_grads_batched=batched
             )
         filled = [
-            self.signs.new_zeros(count, size) if part is None else part.reshape(count, size).to(self.signs)
+            self.signs.new_zeros(count, size) if part is None else _dense(part).reshape(count, size).to(self.signs)
             for part, size in zip(parts, space.sizes, strict=True)
         ]
         return torch.cat(filled, dim=1)
@@ -191,7 +191,7 @@ def _root(at: OutputLoss, weight: float) -> Root:
         directions = columns.T
         kept = curvatures.abs() > LOST * torch.finfo(outputs.dtype).eps * curvatures.abs().amax()
     scaled = (directions[kept] * (weight * curvatures[kept].abs()).sqrt()[:, None]).to(outputs.dtype)
-    return curvatures[kept].sign(), lambda some: scaled[some].unflatten(1, outputs.shape)
+    return curvatures[kept].sign(), lambda some: scaled[some].view(-1, *outputs.shape)
 
 
 def _root_of_labels(kind: Categorical, outputs: Tensor, weight: float) -> Root:
@@ -210,6 +210,10 @@ def _root_of_labels(kind: Categorical, outputs: Tensor, weight: float) -> Root:
         return torch.stack([kind.back(rows, outputs) for rows in gradients])
 
     return torch.ones(p.numel(), dtype=torch.float64, device=p.device), columns
+
+
+def _dense(part: Tensor) -> Tensor:
+    return part.to_dense() if part.is_sparse else part
 
 
 def _pieces(first: int, last: int, size: int) -> list[slice]:

@@ -92,3 +92,48 @@ def test_labels_of_sequences_and_regressions_and_batches_without_labels() -> Non
 
 def test_leading_dimension_is_that_of_the_first_tensor_with_one() -> None:
     assert leading_dimension({"temperature": torch.tensor(1.0), "x": torch.zeros(4, 2)}) == 4
+
+
+class Focal(nn.CrossEntropyLoss):
+    """Averages over all examples, masked or not."""
+
+    def forward(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        terms = F.cross_entropy(outputs, targets, reduction="none")
+        return ((1 - (-terms).exp()) ** 2 * terms).mean()
+
+
+class Renamed(nn.CrossEntropyLoss):
+    """Computes what its base does."""
+
+
+def _compiled(loss: object) -> object:
+    return torch.compile(loss, backend="eager")
+
+
+@pytest.mark.parametrize(
+    ("loss", "terms"),
+    [
+        (Focal(), 5),
+        (Focal(reduction="sum"), 1),
+        (Renamed(), 4),
+        (_compiled(nn.CrossEntropyLoss()), 4),
+        (_compiled(nn.MSELoss(reduction="sum")), 1),
+        (_compiled(F.cross_entropy), 4),
+        (partial(_compiled(F.cross_entropy), ignore_index=1), 4),
+    ],
+)
+def test_subclasses_count_only_as_their_base_if_they_compute_the_same(loss: object, terms: float) -> None:
+    assert pair_terms(loss, LABELS) == terms
+
+
+@pytest.mark.parametrize(
+    ("loss", "terms"),
+    [
+        (partial(F.mse_loss, weight=torch.ones(3)), 5),
+        (partial(F.mse_loss, weight=torch.ones(3), reduction="sum"), 1),
+        (partial(F.cross_entropy, target=LABELS), 5),
+        (partial(F.mse_loss, torch.zeros(5, 3)), 5),
+    ],
+)
+def test_partials_that_no_module_can_hold_are_losses_of_their_own(loss: object, terms: float) -> None:
+    assert pair_terms(loss, torch.zeros(5, 3)) == terms

@@ -110,3 +110,94 @@ def test_a_loss_that_does_not_come_apart_is_refused_by_its_value() -> None:
 def test_sizes_that_are_none(size: object) -> None:
     with pytest.raises(DiagnosticsError, match="microbatch is not a number of examples"):
         Hessian(OBJECTIVES["mean"](), microbatch=size)
+
+
+class Centred(nn.Module):
+    """Couples the examples of a batch, which a head of zeros hides."""
+
+    def __init__(self, head: float) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(3, 4), nn.Linear(4, 3)
+        nn.init.constant_(self.head.weight, head)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = torch.tanh(self.body(x))
+        return self.head(z - z.mean(dim=0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_coupling_behind_a_head_of_zeros_is_seen(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, y = _data()
+    objective = Objective(Centred(0.0).to(dtype), nn.CrossEntropyLoss(), (x.to(dtype), y))
+    with pytest.raises(DiagnosticsError, match=r"would change the loss of batch 0.*moved at random"):
+        Hessian(objective, microbatch=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1.0, 1e-4])
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_a_perfect_fit_is_still_a_sum_or_a_mean(reduction: str, known: bool, scale: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, model = scale * _data()[0].to(dtype), _mlp().to(dtype)
+    with torch.no_grad():
+        y = model(x)
+    loss = nn.MSELoss(reduction=reduction)
+    objective = Objective(model, loss if known else lambda f, y: loss(f, y), (x, y))
+    V = torch.eye(31, dtype=dtype)
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-10
+    expected = Hessian(objective) @ V
+    torch.testing.assert_close(Hessian(objective, microbatch=3) @ V, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e-8])
+def test_a_loss_too_small_to_tell_a_mean_from_a_sum_is_refused_unless_it_says(factor: float) -> None:
+    x, y = _data()
+    model = _mlp().float()
+    silent = Objective.from_loss(
+        model, lambda m, b: factor * nn.functional.cross_entropy(m(b[0].float()), b[1]), [(x, y)]
+    )
+    if factor == 1.0:
+        assert len(Hessian(silent, microbatch=4).objective.batches) == 3
+    else:
+        with pytest.raises(DiagnosticsError, match="cannot tell whether the loss of batch 0 is a mean or a sum"):
+            Hessian(silent, microbatch=4)
+
+
+def test_a_small_loss_in_double_precision_does_not_hide_coupling() -> None:
+    torch.manual_seed(0)
+    objective = Objective.from_loss(
+        Centred(0.5).double(), lambda m, b: 1e-8 * nn.functional.cross_entropy(m(b[0]), b[1]), [_data()]
+    )
+    with pytest.raises(DiagnosticsError, match="would change the loss of batch 0"):
+        Hessian(objective, microbatch=4)
+
+
+def test_a_piece_of_one_example_that_the_model_refuses() -> None:
+    class Functional(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.batch_norm(super().forward(x), None, None, training=True)
+
+    objective = Objective(Functional(3, 3).double(), nn.CrossEntropyLoss(), _data(5))
+    with pytest.raises(DiagnosticsError, match=r"does not work on batch 0.*ValueError: Expected more than 1 value"):
+        Hessian(objective, microbatch=4)
+
+
+def test_a_loss_that_is_not_finite_is_named() -> None:
+    x, y = _data()
+    x[2, 0] = torch.nan
+    with pytest.raises(DiagnosticsError, match="the loss of batch 0 is not finite; given: nan"):
+        Hessian(Objective(_mlp(), nn.CrossEntropyLoss(), (x, y)), microbatch=4)
+
+
+def test_nested_batches_are_cut_and_random_numbers_are_left_alone() -> None:
+    x, y = _data()
+    objective = Objective.from_loss(
+        _mlp(), lambda m, b: nn.functional.cross_entropy(m(b["in"]["x"]), b["out"][0]), [{"in": {"x": x}, "out": [y]}]
+    )
+    before = torch.get_rng_state()
+    pieces = Hessian(objective, microbatch=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    v = torch.ones(31, dtype=torch.float64)
+    torch.testing.assert_close(pieces @ v, Hessian(objective) @ v, rtol=1e-10, atol=1e-12)

@@ -18,6 +18,10 @@ def _frozen() -> nn.Module:
     return mlp().requires_grad_(False)
 
 
+def _with_terms(count: object) -> Objective:
+    return Objective.from_loss(mlp(), lambda m, b: m(b).sum(), [X], terms=lambda batch: count)
+
+
 class ComplexParameter(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -37,6 +41,21 @@ class ComplexParameter(nn.Module):
         (lambda: Objective(mlp(), nn.MSELoss(), [(X, Y), {"x": X}]), ["batches[1]", "keys x", "from_loss"]),
         (lambda: Objective(mlp(), nn.MSELoss(), [(X, Y, Y)]), ["batches[0]", "a tuple of 3"]),
         (lambda: Objective(mlp(), nn.MSELoss(), (X, Y), limit=0), ["limit is too small", "given: 0"]),
+        (lambda: Objective(mlp(), nn.MSELoss(), (X, Y), limit="a"), ["limit is not a number of batches", "given: 'a'"]),
+        (lambda: Objective(mlp(), nn.MSELoss(), (X, Y), limit=1.5), ["limit is not a number of batches", "1.5"]),
+        (lambda: Objective(mlp(), nn.MSELoss(), (X, Y), params=5), ["params is not a selection", "int", "a glob"]),
+        (
+            lambda: Objective(mlp(), nn.MSELoss(), (X, Y), params=[1, 2]),
+            ["params is not a selection", "a tuple of 2 (int, int)"],
+        ),
+        (lambda: Objective(mlp(), nn.MSELoss(), (X, Y), params=mlp().parameters()), ["params is not a selection"]),
+        (lambda: Objective(mlp(), nn.MSELoss(), (X, Y), params=mlp()), ["params is not a selection", "Sequential"]),
+        (lambda: Objective(mlp(), nn.MSELoss(), (X, Y), params=lambda name: True), ["does not take two arguments"]),
+        (lambda: _with_terms(-1), ["terms does not give a number of loss terms", "given: -1", "zero or more"]),
+        (lambda: _with_terms(None), ["terms does not give a number of loss terms", "None"]),
+        (lambda: _with_terms("3"), ["terms does not give a number of loss terms", "'3'"]),
+        (lambda: _with_terms(float("nan")), ["terms does not give a number of loss terms", "nan"]),
+        (lambda: _with_terms(torch.ones(3)), ["terms does not give a number of loss terms", "shape (3,)"]),
         (lambda: Objective(mlp(), nn.MSELoss(), (X, Y), mode="test"), ["mode is unknown", "'test'", "'eval'"]),
         (
             lambda: Objective(mlp(), nn.MSELoss(), (X, Y), params="head.*"),

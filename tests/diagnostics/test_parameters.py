@@ -60,3 +60,15 @@ def test_wrappers_are_looked_through_however_deep() -> None:
     layer = nn.Linear(2, 2)
     assert unwrap(layer) is layer
     assert unwrap(_compiled(nn.DataParallel(_compiled(layer)))) is layer
+
+
+def test_sparse_gradients_become_dense() -> None:
+    model = nn.Embedding(5, 2, sparse=True)
+    (gradient,) = torch.autograd.grad(model(torch.tensor([1, 3, 3])).sum(), tuple(model.parameters()))
+    assert gradient.is_sparse
+    assert ParameterSpace(model).flatten([gradient]).view(5, 2)[:, 0].tolist() == [0, 1, 0, 2, 0]
+
+
+def test_globs_may_come_from_any_iterable() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    assert ParameterSpace(model, (glob for glob in ["0.*", "1.bias"])).names == ("0.weight", "0.bias", "1.bias")
