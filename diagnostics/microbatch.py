@@ -87,7 +87,7 @@ def _is_sum(objective: Objective, index: int, pieces: Objective, moved: Callable
     Raises:
         DiagnosticsError: it is neither; or nothing tells which.
     """
-    form = objective._form
+    form = objective.form
     known = reduction(form.criterion) if isinstance(form, PairForm) else None
     possible = [False, True]
     # Losses of the user's own may say how they reduce and do something else.

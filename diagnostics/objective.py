@@ -151,7 +151,7 @@ class Objective:
         self.mode: Mode = mode
         self.space = ParameterSpace(self.model, params)
         self.batches: tuple[Batch, ...] = tuple(keep(batch, self.space.device) for batch in drawn)
-        self._form = form
+        self.form = form
         self.terms: tuple[float, ...] = tuple(self.count_terms(batch) for batch in self.batches)
         total = sum(self.terms)
         if not (total > 0 and math.isfinite(total)):
@@ -189,7 +189,7 @@ class Objective:
             values: one tensor per selected parameter.
         """
         batch = self._fresh(index)
-        loss = self.placed(values, lambda: self._form.loss(self.model, batch))
+        loss = self.placed(values, lambda: self.form.loss(self.model, batch))
         if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point()):
             raise DiagnosticsError(
                 "the loss is not a scalar",
@@ -206,7 +206,7 @@ class Objective:
             DiagnosticsError: the outputs cannot be seen, as in an Objective made with ``from_loss``.
         """
         batch = self._fresh(index)
-        return self.placed(values, lambda: self._form.at_outputs(self.model, batch))
+        return self.placed(values, lambda: self.form.at_outputs(self.model, batch))
 
     def _fresh(self, index: int) -> Batch:
         """A batch as it was drawn, and the random state that goes with it."""
@@ -367,7 +367,7 @@ class Objective:
 
     def count_terms(self, batch: Batch) -> float:
         """How many loss terms a batch holds."""
-        return float(self._form.terms(self.model, batch))
+        return float(self.form.terms(self.model, batch))
 
     def rebatched(
         self,

@@ -160,3 +160,14 @@ def test_what_is_no_operator_is_refused_and_an_objective_is_told_which_one_to_ta
 def test_complex_vectors_are_refused() -> None:
     with pytest.raises(DiagnosticsError, match=r"given: torch\.complex64; expected: a real tensor"):
         Hessian(Objective(_mlp(), nn.CrossEntropyLoss(), _data())) @ torch.ones(44, dtype=torch.complex64)
+
+
+@pytest.mark.parametrize("operator", [Hessian, GaussNewton])
+def test_sparse_gradients_are_gradients(operator: type[Hessian]) -> None:
+    tokens, labels = torch.randint(5, (6, 2)), torch.randint(3, (6,))
+    products = []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(5, 3, sparse=sparse), nn.Flatten(), nn.Tanh(), nn.Linear(6, 3))
+        products.append(operator(Objective(model, nn.CrossEntropyLoss(), (tokens, labels))) @ torch.ones(36))
+    torch.testing.assert_close(products[1], products[0], rtol=1e-3, atol=1e-5)

@@ -116,7 +116,7 @@ class Sweep:
                 _add(total, together, self.objective.weights[index], first=place == 0)
                 continue
             for row, sums in zip(rows, total, strict=True):
-                parts = [part.detach().reshape(-1) for part in batch_map(space.unflatten(row))]
+                parts = [_dense(part).reshape(-1) for part in batch_map(space.unflatten(row))]
                 _add(sums, parts, self.objective.weights[index], first=place == 0)
         return total.T
 
@@ -124,9 +124,9 @@ class Sweep:
         """The block's products in one pass; empty, for good, when that is refused, too large, or wrong."""
         space = self.objective.space
         try:
-            several = [part.detach().reshape(len(rows), -1) for part in batch_map.many(_split(rows, space.tensors))]
+            several = [_dense(part).reshape(len(rows), -1) for part in batch_map.many(_split(rows, space.tensors))]
             if index not in self._agreed:
-                alone = torch.cat([part.detach().reshape(-1) for part in batch_map(space.unflatten(rows[0]))])
+                alone = torch.cat([_dense(part).reshape(-1) for part in batch_map(space.unflatten(rows[0]))])
                 off = torch.linalg.vector_norm(torch.cat([part[0] for part in several]) - alone)
                 near = torch.finfo(rows.dtype).eps ** 0.5 * torch.linalg.vector_norm(alone)
                 self.batched = bool(off <= near)
@@ -148,6 +148,11 @@ class Sweep:
         if len(self._kept) < self._room:
             self._kept[index] = made
         return made
+
+
+def _dense(part: Tensor) -> Tensor:
+    """As a plain tensor: embeddings may give sparse gradients."""
+    return part.detach().to_dense() if part.is_sparse else part.detach()
 
 
 def _add(total: Tensor, parts: Sequence[Tensor], weight: float, *, first: bool) -> None:
