@@ -12,14 +12,16 @@ Source: Dangel, Tatzel & Hennig, arXiv 2106.02624. For the mean squared error K 
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from diagnostics.curvature.operators import GaussNewton
-from diagnostics.curvature.products.ladder import DISAGREEMENT
+from diagnostics.curvature.products.check import DISAGREEMENT
 from diagnostics.curvature.rows import LOST, Rows
+from diagnostics.curvature.sums import check_interval
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, exact
 from diagnostics.objective import Objective
@@ -64,8 +66,7 @@ class GaussNewtonSpectrum:
 
     def mass(self, low: float, high: float) -> Estimate:
         """The share of all P eigenvalues, zeros included, in [low, high]: both ends, and ``threshold`` around them."""
-        if not low <= high:
-            raise DiagnosticsError("mass(low, high) is empty", given=f"{low} > {high}", expected="low <= high")
+        low, high = check_interval(low, high)
         inside = (self.values >= low - self.threshold) & (self.values <= high + self.threshold)
         # A zero is exact: no positive threshold, however small, counts it in.
         return exact((int(inside.sum()) + self.zeros * (low <= 0.0 <= high)) / self.dimension, self.how)
@@ -76,8 +77,8 @@ class GaussNewtonSpectrum:
         Raises:
             DiagnosticsError: k out of range, or the model's buffers or other parameters have changed in the meantime.
         """
-        if not 1 <= k <= len(self.values):
-            raise DiagnosticsError("k is out of range", given=str(k), expected=f"1 to rank = {len(self.values)}")
+        if not isinstance(k, numbers.Integral) or not 1 <= k <= len(self.values):
+            raise DiagnosticsError("k is out of range", given=repr(k), expected=f"1 to rank = {len(self.values)}")
         return self._rows.steadily(lambda: self._rows.mixed(self._mixing[:, :k]))
 
     def __str__(self) -> str:
@@ -115,9 +116,13 @@ def gauss_newton_spectrum(
         >>> spectrum.values.tolist(), spectrum.zeros, spectrum.trace.value
         ([1.0, 1.0], 1, 2.0)
     """
+    if not isinstance(limit, numbers.Integral) or isinstance(limit, bool) or limit < 1:
+        raise DiagnosticsError("limit is out of range", given=repr(limit), expected="a whole number from 1")
     matrix = GaussNewton(objective, params=params, microbatch=microbatch)
     rows = Rows(matrix, limit)
-    probe = torch.randn(matrix.shape[0], generator=torch.Generator().manual_seed(0)).to(matrix.device, matrix.dtype)
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    probe = torch.randn(matrix.shape[0], generator=generator, dtype=torch.float32, device="cpu")
+    probe = probe.to(matrix.device, matrix.dtype)
     # One product by the other way: it names what is not finite, and differences of outputs see what autograd does not.
     expected = (matrix @ probe).double()
     gram, product, blocks = rows.steadily(lambda: rows.gram(probe.double()))

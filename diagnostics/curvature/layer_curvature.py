@@ -24,7 +24,10 @@ from torch import Tensor
 from diagnostics.curvature.draws import random_stream
 from diagnostics.curvature.layers import Layer
 from diagnostics.curvature.operators import GaussNewton, Hessian
-from diagnostics.curvature.symmetric import multiply, refuse, rounding_of, route_of, steadily
+from diagnostics.curvature.quadrature import inner, lengths, plainly
+from diagnostics.curvature.sums import real_number
+from diagnostics.curvature.symmetric import multiply, refuse, rounding_of, route_of
+from diagnostics.curvature.trace import mean_error
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate
 from diagnostics.objective import Objective
@@ -44,8 +47,9 @@ class LayerRow:
         layer: path of the module that holds the parameters.
         parameters: how many it holds.
         top: largest eigenvalue of its block, with the residual.
-        trace: of its block, with the standard error over probes.
-        share: of the trace of all blocks together; undetermined when that may be zero.
+        trace: of its block, with the standard error over probes, widened as few of them need (Student's t).
+        share: of the trace of all blocks together, likewise; undetermined when that may be zero. Where it is barely
+            known not to be, 95 % intervals of a few probes cover about 88 %.
     """
 
     layer: str
@@ -138,8 +142,7 @@ def layer_curvature(
         runs, first = _lanczos(operator, start, tol, max_steps)
         return runs, torch.stack([first, *samples]).cpu().numpy()
 
-    with torch.inference_mode(False), torch.no_grad():
-        runs, samples = steadily(operator, measure)
+    runs, samples = plainly(operator, measure)
     products = probes - 1 + max(len(run.diagonal) for run in runs)
     how = f"by layer, {products} block-diagonal products, {route_of(operator)}; {operator.objective.description}"
     shares = _shares(samples)
@@ -201,7 +204,7 @@ def _lanczos(operator: Hessian | GaussNewton, start: Tensor, tol: float, max_ste
     for layer in layers:
         direction[layer.span] /= math.sqrt(layer.size)
     basis: list[Tensor] = []
-    first = torch.empty(0)
+    first = direction[:0]
     for step in range(min(max_steps, max(layer.size for layer in layers))):
         basis.append(direction)
         image = multiply(operator, direction)
@@ -218,7 +221,7 @@ def _lanczos(operator: Hessian | GaussNewton, start: Tensor, tol: float, max_ste
             rows = torch.stack([vector[layer.span] for vector in basis])
             for _ in range(2):
                 left = left - rows.T @ (rows @ left)
-            beta = run.advance(alpha, float(torch.linalg.vector_norm(left)), tol)
+            beta = run.advance(alpha, float(lengths(left.unsqueeze(0))), tol)
             if beta > 0.0:
                 following[layer.span] = left / beta
         if not any(run.going for run in runs):
@@ -228,18 +231,18 @@ def _lanczos(operator: Hessian | GaussNewton, start: Tensor, tol: float, max_ste
 
 
 def _signs(operator: Hessian | GaussNewton, generator: torch.Generator) -> Tensor:
-    bits = torch.randint(2, (operator.shape[0],), generator=generator, dtype=torch.int8)
+    bits = torch.randint(2, (operator.shape[0],), generator=generator, dtype=torch.int8, device="cpu")
     return (2 * bits - 1).to(operator.device, operator.dtype)
 
 
 def _segment_dots(layers: Sequence[Layer], left: Tensor, right: Tensor) -> Tensor:
-    return torch.stack([torch.dot(left[layer.span], right[layer.span]).double() for layer in layers])
+    return torch.stack([inner(left[layer.span], right[layer.span]) for layer in layers])
 
 
 def _mean(samples: numpy.ndarray, how: str) -> Estimate:
     if len(samples) < 2:
         return Estimate(float(samples.mean()), math.nan, "standard error", f"{how}; one probe has no spread")
-    return Estimate(float(samples.mean()), float(samples.std(ddof=1)) / math.sqrt(len(samples)), "standard error", how)
+    return Estimate(float(samples.mean()), mean_error(torch.from_numpy(samples)), "standard error", how)
 
 
 def _shares(samples: numpy.ndarray) -> list[Estimate]:
@@ -255,7 +258,8 @@ def _shares(samples: numpy.ndarray) -> list[Estimate]:
     if count == 1:
         return [Estimate(float(share), math.nan, "standard error", how) for share in shares]
     without = (samples.sum(axis=0) - samples) / (total - totals)[:, None]
-    errors = numpy.sqrt((count - 1) * ((without - without.mean(axis=0)) ** 2).mean(axis=0))
+    # The spread of the jackknife's pseudo-values, whose mean is the share but for its bias.
+    errors = [mean_error(torch.from_numpy(one)) for one in (count * shares - (count - 1) * without).T]
     return [
         Estimate(float(share), float(error), "standard error", how) for share, error in zip(shares, errors, strict=True)
     ]
@@ -269,7 +273,7 @@ def _check(operator: Hessian | GaussNewton, tol: float, probes: int, max_steps: 
             expected="an Objective, or an operator made with by_layer=True",
             attempt="Hessian(objective, by_layer=True)",
         )
-    if not tol > 0:
+    if not real_number("tol", tol) > 0:
         raise DiagnosticsError("tol is not positive", given=str(tol), expected="a relative residual such as 1e-2")
     for name, number in (("probes", probes), ("max_steps", max_steps)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:

@@ -19,15 +19,18 @@ quadrature); Ghorbani, Krishnan & Xiao, arXiv 1901.10159 (on Hessians of network
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy
 import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
-from diagnostics.curvature.draws import random_stream
+from diagnostics.curvature.draws import drawn_type, random_stream
+from diagnostics.curvature.eigen.basis import MOST, precise
 from diagnostics.curvature.symmetric import SymmetricMap, dimension, multiply, refuse, rounding_of, steadily
 
 BASIS_BYTES = 4 * 2**30
@@ -36,11 +39,16 @@ BASIS_BYTES = 4 * 2**30
 THREE_TERM_VECTORS = 4
 """Vectors a probe needs at once without a basis: its direction, the one before, the product, and its remainder."""
 
-PIECE = 2**14
-"""Entries that are summed in single precision before the sum goes on in double."""
+PIECE = {"cpu": 2**16}
+"""Entries that are squared and summed at once in double precision: on a CPU as many as its caches hold."""
+
+LARGE_PIECE = 2**24
+"""The same elsewhere."""
 
 LOOK_EVERY = 16
 """Steps between two looks at whether all is finite and some chain still runs: each look waits for the device."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,7 @@ def gauss_rules(
     """
     size = dimension(operator)
     depth = min(steps, size)
-    dtype = torch.promote_types(operator.dtype, torch.float32)
+    dtype = drawn_type(operator)
     capacity = BASIS_BYTES // (size * dtype.itemsize) if max_basis is None else max_basis
     orthogonal = capacity >= depth
     group = max(1, min(probes, capacity // (depth if orthogonal else THREE_TERM_VECTORS)))
@@ -102,8 +110,8 @@ def gauss_rules(
             count = min(group, probes - first)
             starts = torch.empty(count, size, dtype=dtype, device=operator.device)
             for row in starts:
-                row.copy_(torch.randn(size, generator=generator, dtype=dtype))
-            starts /= _lengths(starts).unsqueeze(1)
+                row.copy_(torch.randn(size, generator=generator, dtype=dtype, device="cpu"))
+            starts /= lengths(starts).to(dtype).unsqueeze(1)
             chains = _Chains(operator, starts, depth, orthogonal)
             del starts
             for step in range(depth):
@@ -115,8 +123,7 @@ def gauss_rules(
             matvecs += count * chains.steps
             rules.extend(chains.rules())
 
-    with torch.inference_mode(False), torch.no_grad():
-        steadily(operator, run)
+    plainly(operator, run, probes * depth)
     # Sums over nodes pass over the padding, and no smallest or largest value is moved by it.
     nodes, weights, residuals = (numpy.empty((probes, steps)) for _ in range(3))
     for row, (node, weight, residual) in enumerate(rules):
@@ -128,20 +135,41 @@ def gauss_rules(
     return GaussRules(first, second, third, matvecs, orthogonal)
 
 
-def _lengths(rows: Tensor) -> Tensor:
-    """Norms of the rows of (K, P), (K,), in pieces: torch on a CPU is 1 % off for 10⁸ single-precision entries."""
-    whole = rows.shape[1] // PIECE * PIECE
-    pieces = rows[:, :whole].unflatten(1, (-1, PIECE))
-    lengths = torch.linalg.vector_norm(pieces, dim=2), torch.linalg.vector_norm(rows[:, whole:], dim=1, keepdim=True)
-    total: Tensor = torch.linalg.vector_norm(torch.cat(lengths, dim=1).double(), dim=1)
-    return total.to(rows.dtype)
+@contextmanager
+def plain_arithmetic(operator: SymmetricMap) -> Iterator[None]:
+    """Our own arithmetic without gradients and in the precision it is written in, wherever the caller stands."""
+    without_autocast = torch.autocast(operator.device.type, enabled=False)
+    with torch.inference_mode(False), torch.no_grad(), without_autocast:
+        yield
 
 
-def _inner(one: Tensor, other: Tensor) -> Tensor:
-    """The inner product of two vectors (P,), in pieces likewise, without a third vector."""
-    whole = len(one) // PIECE * PIECE
-    products = torch.bmm(one[:whole].view(-1, 1, PIECE), other[:whole].view(-1, PIECE, 1))
-    return (products.double().sum() + torch.dot(one[whole:], other[whole:]).double()).to(one.dtype)
+def plainly(operator: SymmetricMap, action: Callable[[], T], products: int = 0) -> T:
+    """``steadily``, with plain arithmetic."""
+    with plain_arithmetic(operator):
+        return steadily(operator, action, products)
+
+
+def lengths(rows: Tensor) -> Tensor:
+    """Norms of the rows of (K, P), (K,), in double precision, piece by piece.
+
+    In single precision squares of 1e-23 are zero and of 1e20 infinite, and torch on a CPU is 1 % off for 10⁸ entries.
+    """
+    pieces = rows.split(piece_of(rows), dim=1)
+    norms = [torch.linalg.vector_norm(piece.to(precise(rows.device)), dim=1) for piece in pieces]
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms, dim=1), dim=1)
+    return total
+
+
+def piece_of(rows: Tensor) -> int:
+    """How many columns of (K, P) to work on at once."""
+    return max(1, PIECE.get(rows.device.type, LARGE_PIECE) // max(1, len(rows)))
+
+
+def inner(one: Tensor, other: Tensor) -> Tensor:
+    """The inner product of two vectors (P,), likewise."""
+    wide = precise(one.device)
+    pieces = zip(one.split(piece_of(one[None])), other.split(piece_of(one[None])), strict=True)
+    return torch.stack([torch.dot(left.to(wide), right.to(wide)) for left, right in pieces]).sum()
 
 
 class _Chains:
@@ -170,9 +198,9 @@ class _Chains:
         # A copy, for it is written to below, and an operator may hand back what it was given.
         image = product.T.to(self.direction.dtype).clone(memory_format=torch.contiguous_format)
         del product
-        length = _lengths(image)
-        alpha = self._orthogonalise(image) if self.basis is not None else self._recur(image)
-        beta = _lengths(image)
+        length = self._lengths(image)
+        alpha = self._orthogonalise(image, length) if self.basis is not None else self._recur(image)
+        beta = self._lengths(image)
         self.sound &= ~self.alive | torch.isfinite(alpha + beta)
         self.lengths += self.alive
         # What is left is judged by the product it is left of, not by the norm of A: beside large outliers a small
@@ -190,7 +218,7 @@ class _Chains:
             return bool(self.alive.any())
         return True
 
-    def _orthogonalise(self, image: Tensor) -> Tensor:
+    def _orthogonalise(self, image: Tensor, length: Tensor) -> Tensor:
         """Take from the image what lies in its basis, and return its component along the current direction."""
         assert self.basis is not None
         self.basis[:, self.steps] = self.direction
@@ -200,13 +228,20 @@ class _Chains:
             components = torch.bmm(rows, image.unsqueeze(2))
             image.unsqueeze(1).baddbmm_(components.transpose(1, 2), rows, alpha=-1)
             alpha += components[:, -1, 0]
+            # Twice is enough, and once is where most of the product is left. A GPU would have to be waited for.
+            if image.device.type == "cpu" and bool(((self._lengths(image) > MOST * length) | ~self.alive).all()):
+                break
         return alpha
+
+    @staticmethod
+    def _lengths(rows: Tensor) -> Tensor:
+        return lengths(rows).to(rows.dtype)
 
     def _recur(self, image: Tensor) -> Tensor:
         """The same against the last two directions only."""
         if self.before is not None:
             image.addcmul_(self.before, self.off_diagonal[-1].unsqueeze(1), value=-1)
-        alpha = torch.stack([_inner(*rows) for rows in zip(self.direction, image, strict=True)])
+        alpha = torch.stack([inner(*rows) for rows in zip(self.direction, image, strict=True)]).to(image.dtype)
         image.addcmul_(self.direction, alpha.unsqueeze(1), value=-1)
         self.before = self.direction
         return alpha

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from diagnostics.curvature.draws import random_stream
+from diagnostics.curvature.draws import drawn_type, random_stream
+from diagnostics.curvature.quadrature import inner, lengths, plain_arithmetic
 from diagnostics.curvature.symmetric import SymmetricMap, dimension, multiply, refuse, rounding_of
 from diagnostics.determinism import what_varies
 
@@ -59,18 +60,19 @@ def self_check(operator: SymmetricMap, *, seed: int = 0) -> SelfCheck:
         not symmetric
     """
     size = dimension(operator)
-    generator = random_stream(seed)
-    v, w = torch.randn(2, size, generator=generator).to(operator.device, operator.dtype)
-    Av, Aw, both = multiply(operator, v), multiply(operator, w), multiply(operator, 2 * v + w)
-    if not bool(torch.isfinite(Av).all() & torch.isfinite(Aw).all()):
-        refuse(operator, v)
+    drawn = torch.randn(2, size, generator=random_stream(seed), dtype=drawn_type(operator), device="cpu")
     objective, rebuilt = getattr(operator, "objective", None), getattr(operator, "rebuilt", None)
-    again = multiply(operator if rebuilt is None else rebuilt(), v)
-    scale = float(torch.linalg.vector_norm(Av)) or 1.0
-    repeat = float(torch.linalg.vector_norm(again - Av)) / scale
-    linearity = float(torch.linalg.vector_norm(both - 2 * Av - Aw)) / scale
-    # For a Gaussian w, w·(A − Aᵀ)v is about as large as (A − Aᵀ)v is long.
-    symmetry = abs(float(torch.dot(w, Av)) - float(torch.dot(v, Aw))) / scale
+    with plain_arithmetic(operator):
+        v, w = drawn.to(operator.device, operator.dtype)
+        Av, Aw, both = multiply(operator, v), multiply(operator, w), multiply(operator, 2 * v + w)
+        if not bool(torch.isfinite(Av).all() & torch.isfinite(Aw).all()):
+            refuse(operator, v)
+        again = multiply(operator if rebuilt is None else rebuilt(), v)
+        scale = _length(Av) or 1.0
+        repeat = _length(again - Av) / scale
+        linearity = _length(both - 2 * Av - Aw) / scale
+        # For a Gaussian w, w·(A − Aᵀ)v is about as large as (A − Aᵀ)v is long.
+        symmetry = abs(float(inner(w, Av)) - float(inner(v, Aw))) / scale
     # A route that knows itself to be poor does not excuse everything.
     allowed = min(20 * rounding_of(operator), MOST_ALLOWED)
     cause = ""
@@ -82,6 +84,10 @@ def self_check(operator: SymmetricMap, *, seed: int = 0) -> SelfCheck:
     elif not symmetry <= allowed:
         cause = "not symmetric" + ("" if objective is None else _hidden(objective.model))
     return SelfCheck(repeat, linearity, symmetry, allowed, cause)
+
+
+def _length(vector: Tensor) -> float:
+    return float(lengths(vector.unsqueeze(0)))
 
 
 def _hidden(model: nn.Module) -> str:

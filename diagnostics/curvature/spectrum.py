@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import textwrap
 import warnings
 from collections.abc import Callable
@@ -27,11 +28,12 @@ from typing import Any
 
 import numpy
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from diagnostics.curvature.outliers import Outliers, find_outliers
 from diagnostics.curvature.quadrature import GaussRules, gauss_rules
-from diagnostics.curvature.sums import Sums, share_below
+from diagnostics.curvature.sums import Sums, check_interval, real_number, share_below
 from diagnostics.curvature.symmetric import SymmetricMap, dimension, rounding_of, route_of
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, exact
@@ -112,13 +114,15 @@ class Spectrum:
         """The trace of f(A), Σ f(λ), for f vectorised over a float64 tensor of eigenvalues (NumPy functions will do).
 
         Raises:
-            DiagnosticsError: f is not finite at a node, or does not keep the shape.
+            DiagnosticsError: f is not finite at a node, does not keep the shape, or is no function of a tensor.
 
         Example:
             >>> spectrum = spectral_density(torch.eye(3, dtype=torch.float64))
             >>> round(spectrum.function(lambda x: torch.log(x + 1)).value, 4)
             2.0794
         """
+        if not callable(f):
+            raise DiagnosticsError("f is not a function", given=repr(f), expected="a function such as torch.exp")
         return self._total(self._values(f, self.nodes), lambda nodes: self._values(f, nodes))
 
     def mass(self, low: float, high: float) -> Estimate:
@@ -126,8 +130,7 @@ class Spectrum:
 
         A threshold inside the bulk is resolved by m steps to about one node's weight; the error allows for it.
         """
-        if not low <= high:
-            raise DiagnosticsError("mass(low, high) is empty", given=f"{low} > {high}", expected="low <= high")
+        low, high = check_interval(low, high)
         return self._share(low - self._margin, high + self._margin)
 
     @cached_property
@@ -192,28 +195,33 @@ class Spectrum:
 
     def grid(self, points: int = 512) -> Tensor:
         """Eigenvalues (points,) evenly spaced on the drawing axis, from end to end of what ``density`` draws."""
-        if points < 2:
-            raise DiagnosticsError("points is too small", given=str(points), expected="at least 2")
+        if not isinstance(points, numbers.Integral) or points < 2:
+            raise DiagnosticsError("points is too small or no whole number", given=repr(points), expected="at least 2")
         places = self.to_axis(self.nodes)
         margin = 4 * self._kernel_width
         low, high = float(places.min()) - margin, float(places.max()) + margin
-        return torch.sinh(torch.linspace(low, high, points, dtype=torch.float64)) * (self.near_zero or 1.0)
+        return torch.sinh(torch.linspace(low, high, int(points), dtype=torch.float64, device="cpu")) * (
+            self.near_zero or 1.0
+        )
 
-    def density(self, grid: Tensor, width: float | None = None) -> Tensor:
+    def density(self, grid: ArrayLike, width: float | None = None) -> Tensor:
         """A smooth density for drawing, (len(grid),): share of the eigenvalues per unit of the drawing axis.
 
         It integrates to 1 over ``to_axis(grid)``, so that equal areas on the page are equal shares. Read numbers from
         ``mass``, not from this curve.
 
         Args:
-            grid: eigenvalues, any order; see ``grid()``.
+            grid: eigenvalues, a tensor, array or list, in any order; see ``grid()``.
             width: standard deviation of the Gaussian kernel, in units of the axis; by default the axis' length over
                 twice the steps.
         """
-        width = self._kernel_width if width is None else width
+        width = self._kernel_width if width is None else real_number("width", width)
         if not width > 0:
             raise DiagnosticsError("width is out of range", given=str(width), expected="a positive number")
-        distances = (self.to_axis(grid).unsqueeze(1) - self.to_axis(self.nodes).flatten()) / width
+        eigenvalues = _as_reals(grid)
+        if eigenvalues is None or eigenvalues.ndim != 1:
+            raise DiagnosticsError("grid is not a row of numbers", given=repr(grid)[:80], expected="shape (points,)")
+        distances = (self.to_axis(eigenvalues).unsqueeze(1) - self.to_axis(self.nodes).flatten()) / width
         kernel = torch.exp(-(distances**2) / 2) / (width * math.sqrt(2 * math.pi))
         return kernel @ self.weights.flatten() / len(self.nodes)
 
@@ -296,7 +304,10 @@ class Spectrum:
         with numpy.errstate(all="ignore"), warnings.catch_warnings():
             # NumPy functions of a tensor work, and warn that one day they might not.
             warnings.simplefilter("ignore", DeprecationWarning)
-            values = torch.as_tensor(f(nodes), dtype=torch.float64)
+            found = _as_reals(f(nodes))
+        if found is None:
+            raise DiagnosticsError("f does not return real numbers", expected="one real number for each eigenvalue")
+        values = found
         if values.shape != nodes.shape:
             raise DiagnosticsError(
                 "f does not keep the shape of its argument",
@@ -316,6 +327,16 @@ class Spectrum:
     def _extreme(self, index: int) -> Estimate:
         residual = math.hypot(float(self.residuals.flatten()[index]), self._resolution)
         return Estimate(float(self.nodes.flatten()[index]), residual, "residual", self.how)
+
+
+def _as_reals(given: Any) -> Tensor | None:
+    """Numbers of any kind as float64 on the CPU, wherever the caller's default device is; None for anything else."""
+    try:
+        if given.is_complex() if isinstance(given, Tensor) else numpy.iscomplexobj(given):
+            return None
+        return torch.as_tensor(given, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
 def spectral_density(

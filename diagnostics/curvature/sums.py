@@ -17,11 +17,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import SupportsFloat
 
 import torch
 from torch import Tensor
 
 from diagnostics.curvature.quadrature import GaussRules
+from diagnostics.errors import DiagnosticsError
 
 LEAST_COUNT = 1e-3
 """Estimated multiplicity below which a node is no eigenvalue but a copy on its way: the true one averages 1."""
@@ -119,13 +121,13 @@ def share_below(rules: GaussRules, threshold: float) -> tuple[Tensor, Tensor]:
     ratios = torch.where(residuals > 0, residuals**2 / torch.where(residuals > 0, distances, 1.0), 0.0)
     arrow = torch.diag_embed(torch.cat([nodes, threshold + ratios.sum(dim=1, keepdim=True)], dim=1))
     # The last components of the eigenvectors of T alternate in sign where the first are positive.
-    border = residuals * (1 - 2 * (torch.arange(nodes.shape[1]) % 2))
+    border = residuals * (1 - 2 * (torch.arange(nodes.shape[1], device="cpu") % 2))
     arrow[:, :-1, -1] = arrow[:, -1, :-1] = border
     vectors = torch.linalg.eigh(arrow).eigenvectors
     masses = torch.einsum("pi,pij->pj", weights.sqrt(), vectors[:, :-1]) ** 2
     # Interlacing: as many nodes of the new rule as of the old one lie below x, and the next one is x.
     half = masses.gather(1, below)[:, 0] / 2
-    first = torch.arange(masses.shape[1]) < below
+    first = torch.arange(masses.shape[1], device="cpu") < below
     return torch.where(first, masses, 0.0).sum(dim=1) + half, half
 
 
@@ -142,3 +144,21 @@ def shortened(nodes: Tensor, weights: Tensor, steps: int) -> tuple[Tensor, Tenso
         basis = torch.cat([basis, torch.nn.functional.normalize(image, dim=1).mT], dim=1)
     values, vectors = torch.linalg.eigh(basis * nodes.unsqueeze(1) @ basis.mT)
     return values, vectors[:, 0] ** 2
+
+
+def real_number(name: str, given: SupportsFloat) -> float:
+    """An argument as a float; what is no number is refused."""
+    try:
+        if isinstance(given, str):
+            raise TypeError
+        return float(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise DiagnosticsError(f"{name} is not a number", given=repr(given), expected="a real number") from None
+
+
+def check_interval(low: SupportsFloat, high: SupportsFloat) -> tuple[float, float]:
+    """The two ends of ``mass(low, high)``."""
+    ends = real_number("low", low), real_number("high", high)
+    if not ends[0] <= ends[1]:
+        raise DiagnosticsError("mass(low, high) is empty", given=f"{low} > {high}", expected="low <= high")
+    return ends

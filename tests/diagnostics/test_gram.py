@@ -154,7 +154,7 @@ def test_masses_count_the_zeros() -> None:
     assert {mass.kind for mass in masses} == {"exact"}
     assert str(spectrum) == (
         "2 of 3 eigenvalues are not zero: 8, 2 (Gram matrix of 3 rows, 3 backward passes, float64; "
-        "1 loss terms in one batch, eval mode)"
+        "1 loss term in one batch, eval mode)"
     )
 
 
@@ -319,3 +319,23 @@ def test_labels_that_are_ignored_do_not_count_against_the_limit() -> None:
     spectrum = gauss_newton_spectrum(Objective(model, nn.CrossEntropyLoss(), (x, labels)), limit=12)
     assert "Gram matrix of 12 rows" in spectrum.how
     assert len(spectrum.values) == 9, "the chances of a label add up to one"
+
+
+def test_a_default_device_and_autocast_change_nothing() -> None:
+    objective = case_named("mlp, bce").objective()
+    expected = gauss_newton_spectrum(objective).values
+    with torch.device("meta"), torch.autocast("cpu"):
+        assert torch.equal(gauss_newton_spectrum(objective).values, expected)
+
+
+def test_arguments_of_another_type() -> None:
+    objective = case_named("mlp, bce").objective()
+    for limit in (None, "a", 2.5, 0):
+        with pytest.raises(DiagnosticsError, match="limit is out of range"):
+            gauss_newton_spectrum(objective, limit=limit)
+    spectrum = gauss_newton_spectrum(objective)
+    for k in ("a", 1.5, None):
+        with pytest.raises(DiagnosticsError, match="k is out of range"):
+            spectrum.vectors(k)
+    with pytest.raises(DiagnosticsError, match="low is not a number"):
+        spectrum.mass("a", 1)

@@ -127,10 +127,10 @@ def test_single_precision_products_are_enough() -> None:
 
 def test_lengths_and_products_of_long_vectors() -> None:
     """Sums in pieces, with a remainder, in single precision."""
-    rows = torch.rand(3, 5 * quadrature.PIECE + 17, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(quadrature._lengths(rows), rows.double().norm(dim=1).float(), rtol=2e-7, atol=0)
+    rows = torch.rand(3, quadrature.PIECE["cpu"] * 5 // 3 + 17, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(quadrature.lengths(rows).float(), rows.double().norm(dim=1).float(), rtol=2e-7, atol=0)
     expected = torch.dot(rows[0].double(), rows[1].double()).float()
-    torch.testing.assert_close(quadrature._inner(rows[0], rows[1]), expected, rtol=2e-7, atol=0)
+    torch.testing.assert_close(quadrature.inner(rows[0], rows[1]).float(), expected, rtol=2e-7, atol=0)
 
 
 def test_probes_are_not_the_callers_own_numbers() -> None:
@@ -198,3 +198,22 @@ def test_a_share_is_exact_in_a_gap_and_at_a_node() -> None:
     share, half = share_below(node, float(node.nodes[0, 10]))
     assert float(share + half) == pytest.approx(float(node.weights[0, :11].sum()), abs=1e-5)
     assert float(share - half) == pytest.approx(float(node.weights[0, :10].sum()), abs=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-25, 1e-22, 1e20, 1e30])
+@pytest.mark.parametrize("max_basis", [None, 1])
+def test_single_precision_at_any_scale(scale: float, max_basis: int | None) -> None:
+    """Squares of norms leave the range of single precision long before norms do."""
+    matrix = _symmetric(60).float()
+    plain, scaled = (gauss_rules(factor * matrix, 3, 20, 0, max_basis) for factor in (1.0, scale))
+    assert scaled.matvecs == plain.matvecs
+    torch.testing.assert_close(scaled.nodes / scale, plain.nodes, rtol=0, atol=1e-4)
+    torch.testing.assert_close(scaled.weights, plain.weights, rtol=0, atol=1e-3)
+
+
+def test_a_default_device_and_autocast_change_nothing() -> None:
+    matrix = _symmetric(60).float()
+    for max_basis in (None, 1):
+        expected = gauss_rules(matrix, 3, 20, 0, max_basis)
+        with torch.device("meta"), torch.autocast("cpu"):
+            assert torch.equal(gauss_rules(matrix, 3, 20, 0, max_basis).nodes, expected.nodes)

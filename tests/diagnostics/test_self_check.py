@@ -123,3 +123,24 @@ def test_kinks_are_named_for_central_differences() -> None:
     model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 3))
     check = self_check(Hessian(Objective(model, nn.CrossEntropyLoss(), (x, y)), route="central differences"))
     assert "kinks" in check.cause
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-25, 1e20, 1e30])
+def test_single_precision_at_any_scale(scale: float) -> None:
+    symmetric = torch.ones(5, 5) + torch.eye(5)
+    assert self_check(scale * symmetric).passed
+    assert self_check(scale * torch.triu(symmetric)).cause == "not symmetric"
+
+
+def test_a_default_device_and_autocast_change_nothing() -> None:
+    matrix = torch.ones(5, 5) + torch.eye(5)
+    expected, objective = self_check(matrix), _objective()
+    with torch.device("meta"), torch.autocast("cpu"):
+        assert self_check(matrix) == expected
+        assert self_check(Hessian(objective)).passed
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
+def test_matrices_that_are_not_real_floating_point_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(DiagnosticsError, match="not real floating-point"):
+        self_check(torch.eye(5).to(dtype))

@@ -244,3 +244,54 @@ def test_other_arguments_out_of_range() -> None:
         spectrum.density(spectrum.grid(), width=0.0)
     with pytest.raises(DiagnosticsError, match="points"):
         spectrum.grid(1)
+
+
+def test_a_default_device_and_autocast_change_nothing() -> None:
+    matrix = torch.diag(torch.linspace(-1.0, 3.0, 90)) + 0.01
+    expected = spectral_density(matrix)
+    text, curve, root = str(expected), expected.density(expected.grid(30)), expected.function(torch.cosh)
+    with torch.device("meta"), torch.autocast("cpu"):
+        spectrum = spectral_density(matrix)
+        assert str(spectrum) == text
+        assert torch.equal(spectrum.density(spectrum.grid(30)), curve)
+        assert spectrum.function(torch.cosh) == root
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e20])
+def test_the_statistics_of_single_precision_at_any_scale(scale: float) -> None:
+    matrix = torch.diag(torch.linspace(0.1, 3.0, 100))
+    spectrum = spectral_density(scale * matrix)
+    assert spectrum.largest.value / scale == pytest.approx(3.0, rel=1e-5)
+    _within(spectrum.frobenius, scale * float(matrix.norm()))
+    assert spectrum.effective_rank.value == pytest.approx(spectral_density(matrix).effective_rank.value, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
+def test_matrices_that_are_not_real_floating_point_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(DiagnosticsError, match="not real floating-point"):
+        spectral_density(torch.eye(5).to(dtype))
+
+
+def test_arguments_of_another_type() -> None:
+    spectrum = spectral_density(torch.diag(torch.linspace(0.0, 1.0, 20)))
+    with pytest.raises(DiagnosticsError, match="low is not a number"):
+        spectrum.mass("a", "b")
+    with pytest.raises(DiagnosticsError, match="high is not a number"):
+        spectrum.mass(0.0, None)
+    for points in (2.5, "a", None):
+        with pytest.raises(DiagnosticsError, match="points is too small or no whole number"):
+            spectrum.grid(points)
+    for grid in ("a", None, 1.0, [[0.0, 1.0]], [1j]):
+        with pytest.raises(DiagnosticsError, match="grid is not a row of numbers"):
+            spectrum.density(grid)
+    with pytest.raises(DiagnosticsError, match="width is not a number"):
+        spectrum.density(spectrum.grid(5), width="a")
+    for f in (None, "log", 1.0):
+        with pytest.raises(DiagnosticsError, match="f is not a function"):
+            spectrum.function(f)
+    for f in (lambda x: None, lambda x: "a", lambda x: 1j * x, lambda x: 1j * x.numpy()):
+        with pytest.raises(DiagnosticsError, match="f does not return real numbers"):
+            spectrum.function(f)
+    grid = spectrum.grid(5)
+    assert torch.equal(spectrum.density(grid.tolist()), spectrum.density(grid))
+    assert torch.equal(spectrum.density(grid.numpy(), width=numpy.float32(0.5)), spectrum.density(grid, width=0.5))

@@ -74,13 +74,47 @@ def test_low_rank_is_exact_to_rounding(measure: str, rank: int, dtype: torch.dty
     assert estimate.error <= 1e-4 * rank
 
 
-@pytest.mark.parametrize("scale", [1e-12, 1e12])
+@pytest.mark.parametrize("scale", [1e-30, 1e-25, 1e-12, 1e12, 1e20, 1e30])
 @pytest.mark.parametrize("measure", MEASURES)
 def test_scale_goes_through(measure: str, scale: float) -> None:
     matrix = MATRICES["uniform"].float()
     plain, scaled = MEASURES[measure](matrix), MEASURES[measure](scale * matrix)
     assert scaled.value == pytest.approx(scale * plain.value, rel=1e-3)
     assert scaled.error == pytest.approx(scale * plain.error, rel=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-25, 1e20, 1e30])
+def test_scale_goes_through_the_diagonal(scale: float) -> None:
+    matrix = MATRICES["uniform"].float()
+    plain, scaled = diagonal(matrix, matvecs=40), diagonal(scale * matrix, matvecs=40)
+    torch.testing.assert_close(scaled.values / scale, plain.values, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(scaled.errors / scale, plain.errors, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("sketched", [True, False])
+def test_a_default_device_and_autocast_change_nothing(
+    measure: str, sketched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not sketched:
+        monkeypatch.setattr(module, "BASIS_BYTES", 0)
+    matrix = MATRICES["uniform"].float()
+    expected = MEASURES[measure](matrix)
+    with torch.device("meta"), torch.autocast("cpu"):
+        assert MEASURES[measure](matrix) == expected
+
+
+def test_an_interval_from_few_products_says_what_it_covers() -> None:
+    """One eigenvalue that outweighs the rest: the docstring's figures, give or take three standard deviations."""
+    matrix = _rotated(torch.cat([torch.tensor([50.0]), torch.ones(149)]))
+    for budget, covers in ((8, 0.855), (24, 0.87)):
+        hits = 0
+        for seed in range(SEEDS):
+            low, high = trace(matrix, matvecs=budget, seed=seed).interval()
+            hits += low <= 199.0 <= high
+        assert hits / SEEDS == pytest.approx(covers, abs=0.053)
+        assert "few draws" in trace(matrix, matvecs=budget).how
+    assert "few draws" not in trace(matrix, matvecs=59).how
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -160,6 +194,9 @@ def test_what_is_refused(measure: Callable[..., object]) -> None:
         measure(torch.eye(10), matvecs=8.0)
     with pytest.raises(DiagnosticsError, match="not square"):
         measure(torch.ones(3, 4))
+    for dtype in (torch.int64, torch.bool, torch.complex64):
+        with pytest.raises(DiagnosticsError, match="not real floating-point"):
+            measure(torch.eye(10).to(dtype))
     broken = torch.eye(100)
     broken[3, 4] = math.nan
     for budget in (20, 200):
