@@ -229,7 +229,7 @@ def test_an_output_without_dimensions_is_one_example() -> None:
         float(torch.linalg.eigvalsh(GaussNewton(objective) @ V).max())
     )
     scalar = Objective.from_loss(model, lambda m, b: m(b), [x])
-    scalar._form = PairForm(nn.MSELoss())
+    scalar.form = PairForm(nn.MSELoss())
     scalar.batches = ((x, y),)
     torch.testing.assert_close(Fisher(scalar, seed=1) @ V, Fisher(known, seed=1) @ V, rtol=1e-10, atol=1e-12)
 

@@ -238,7 +238,7 @@ def test_single_precision_sees_the_same_rank(name: str) -> None:
     double = gauss_newton_spectrum(objective)
     single = copy.deepcopy(objective.model).float()
     batch = tuple(leaf.float() if leaf.is_floating_point() else leaf for leaf in objective.batches[0])
-    spectrum = gauss_newton_spectrum(Objective(single, copy.deepcopy(objective._form.criterion).float(), batch))
+    spectrum = gauss_newton_spectrum(Objective(single, copy.deepcopy(objective.form.criterion).float(), batch))
     assert len(spectrum.values) == len(double.values)
     off = (spectrum.values - double.values).abs()
     assert bool((off < 100 * torch.finfo(torch.float32).eps * (double.values * double.values[0]).sqrt()).all())

@@ -171,3 +171,12 @@ def test_sparse_gradients_are_gradients(operator: type[Hessian]) -> None:
         model = nn.Sequential(nn.Embedding(5, 3, sparse=sparse), nn.Flatten(), nn.Tanh(), nn.Linear(6, 3))
         products.append(operator(Objective(model, nn.CrossEntropyLoss(), (tokens, labels))) @ torch.ones(36))
     torch.testing.assert_close(products[1], products[0], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("operator", [Hessian, GaussNewton])
+def test_a_model_that_cannot_be_run_says_so_itself(operator: type[Hessian]) -> None:
+    objective = Objective(
+        _mlp(), nn.CrossEntropyLoss(), [((torch.ones(2, 3), torch.ones(2, 3)), torch.zeros(2).long())]
+    )
+    with pytest.raises(TypeError, match=r"linear\(\)"):
+        operator(objective) @ torch.ones(44)

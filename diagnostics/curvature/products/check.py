@@ -18,10 +18,13 @@ REFUSALS = (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionE
 """What an operation without a derivative raises: torch's own errors, and those of backward passes written by hand."""
 
 
-def reason_of(refusal: Exception) -> str:
-    """The first line of a refusal. Want of memory and our own errors are not refusals, and are raised again."""
+def reason_of(refusal: Exception, objective: Objective) -> str:
+    """The first line of a refusal. Want of memory, our own errors and those of the loss itself are raised again."""
     if isinstance(refusal, torch.OutOfMemoryError | DiagnosticsError):
         raise refusal
+    if not isinstance(refusal, RuntimeError):
+        # A model that cannot be run at all, as on inputs of the wrong kind, says so itself here.
+        objective.batch_losses(objective.space.values())
     lines = str(refusal).strip().splitlines() or [type(refusal).__name__]
     return lines[0][:160]
 

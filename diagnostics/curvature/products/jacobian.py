@@ -183,14 +183,14 @@ class JacobianRoute:
         except REFUSALS as refusal:
             raise DiagnosticsError(
                 "the model cannot be differentiated even once",
-                given=reason_of(refusal),
+                given=reason_of(refusal, self._objective),
                 expected="outputs from which autograd finds the way back to the parameters",
             ) from refusal
         try:
             sandwich = self._first_reached()
             pushed = sandwich.pushed(vector, everything)
         except REFUSALS as refusal:
-            self._fall_back(f"double backward refused: {reason_of(refusal)}")
+            self._fall_back(f"double backward refused: {reason_of(refusal, self._objective)}")
             return
         off = disagreement(self._objective, pushed, lambda share: sandwich.differenced(vector, everything, share))
         if off:

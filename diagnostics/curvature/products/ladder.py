@@ -123,7 +123,7 @@ class _Ladder:
         try:
             result = self._sweep.products(block)
         except REFUSALS as refusal:
-            reason = reason_of(refusal)
+            reason = reason_of(refusal, self._objective)
             if self._asked is not None:
                 raise DiagnosticsError(
                     f"route {self._asked!r} does not work for this model",
@@ -188,7 +188,7 @@ class _Ladder:
         except REFUSALS as second:
             raise DiagnosticsError(
                 "no route to a Hessian-vector product works for this model",
-                given=f"{reason}; central differences: {reason_of(second)}",
+                given=f"{reason}; central differences: {reason_of(second, self._objective)}",
                 expected="a loss that can be differentiated at least once",
             ) from second
         self._differences, self.error = route, route.error
