@@ -30,7 +30,7 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from diagnostics.curvature.draws import drawn_type, random_stream
-from diagnostics.curvature.eigen.basis import MOST, precise
+from diagnostics.curvature.eigen.basis import MOST, precise, waiting_is_free
 from diagnostics.curvature.symmetric import SymmetricMap, dimension, multiply, refuse, rounding_of, steadily
 
 BASIS_BYTES = 4 * 2**30
@@ -223,15 +223,20 @@ class _Chains:
         assert self.basis is not None
         self.basis[:, self.steps] = self.direction
         rows = self.basis[:, : self.steps + 1]
-        alpha = torch.zeros_like(image[:, 0])
-        for _ in range(2):
-            components = torch.bmm(rows, image.unsqueeze(2))
-            image.unsqueeze(1).baddbmm_(components.transpose(1, 2), rows, alpha=-1)
-            alpha += components[:, -1, 0]
-            # Twice is enough, and once is where most of the product is left. A GPU would have to be waited for.
-            if image.device.type == "cpu" and bool(((self._lengths(image) > MOST * length) | ~self.alive).all()):
-                break
+        alpha = self._subtract(rows, image)
+        if not waiting_is_free(image.device):
+            return alpha + self._subtract(rows, image)
+        # Twice is enough, and once is where most of the product is left.
+        for chain in ((self._lengths(image) <= MOST * length) & self.alive).nonzero()[:, 0].tolist():
+            alpha[chain] += self._subtract(rows[chain : chain + 1], image[chain : chain + 1])[0]
         return alpha
+
+    @staticmethod
+    def _subtract(rows: Tensor, image: Tensor) -> Tensor:
+        """One pass of Gram-Schmidt, in place; the components along the last row."""
+        components = torch.bmm(rows, image.unsqueeze(2))
+        image.unsqueeze(1).baddbmm_(components.transpose(1, 2), rows, alpha=-1)
+        return components[:, -1, 0].clone()
 
     @staticmethod
     def _lengths(rows: Tensor) -> Tensor:
