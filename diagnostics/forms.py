@@ -62,7 +62,7 @@ class PairForm:
                 expected="a tensor, for what looks at the loss as a function of the outputs",
                 attempt="a thin module around the model that returns the logits",
             )
-        loss = _scalar(self.criterion(outputs, targets))
+        loss = scalar(self.criterion(outputs, targets))
         criterion = as_module(self.criterion)
         if not is_stock(criterion):
             return OutputLoss(outputs, loss, None, summed=reduction(self.criterion) == "sum")
@@ -94,7 +94,7 @@ class MappingForm:
     def at_outputs(self, model: nn.Module, batch: Batch) -> OutputLoss:
         """The logits, with a cross-entropy recognised by its value."""
         loss, result = self._run(model, batch)
-        loss = _scalar(loss)
+        loss = scalar(loss)
         logits = getattr(result, "logits", None)
         if not isinstance(logits, Tensor):
             raise DiagnosticsError(
@@ -152,7 +152,8 @@ class FunctionForm:
         )
 
 
-def _scalar(loss: Any) -> Tensor:
+def scalar(loss: Any) -> Tensor:
+    """A loss as a tensor of no dimensions; anything but one floating-point number is refused."""
     if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point()):
         raise DiagnosticsError(
             "the loss is not a scalar",

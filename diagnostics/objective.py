@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 
 from diagnostics.batches import describe, draw, is_pair_of_tensors, keep
 from diagnostics.errors import DiagnosticsError
-from diagnostics.forms import Batch, Form, FunctionForm, MappingForm, PairForm
+from diagnostics.forms import Batch, Form, FunctionForm, MappingForm, PairForm, scalar
 from diagnostics.loss_terms import leading_dimension
 from diagnostics.output_loss import OutputLoss
 from diagnostics.parameters import ParameterSpace, Selection, unwrap
@@ -189,15 +189,7 @@ class Objective:
             values: one tensor per selected parameter.
         """
         batch = self._fresh(index)
-        loss = self.placed(values, lambda: self.form.loss(self.model, batch))
-        if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point()):
-            raise DiagnosticsError(
-                "the loss is not a scalar",
-                given=describe(loss),
-                expected="one floating-point number per batch",
-                attempt="reduction='mean' in the loss",
-            )
-        return loss.reshape(())
+        return scalar(self.placed(values, lambda: self.form.loss(self.model, batch)))
 
     def batch_outputs(self, index: int, values: Sequence[Tensor]) -> OutputLoss:
         """The model's outputs on a batch with ℓ_b computed from them, in one graph. To be called inside ``quiet``.

@@ -90,12 +90,17 @@ class LayerCurvature:
         )
 
     def __str__(self) -> str:
-        width = max(5, *(len(row.layer) for row in self.rows))
+        names = [row.layer or "(the model itself)" for row in self.rows]
+        width = max(5, *(len(name) for name in names))
         lines = [f"{'layer':<{width}}  {'parameters':>10}  {'top eigenvalue':>20}  {'trace':>20}  share of trace"]
         lines += [
-            f"{row.layer:<{width}}  {row.parameters:>10,}  {row.top!s:>20}  {row.trace!s:>20}  {row.share}"
-            for row in self.rows
+            f"{name:<{width}}  {row.parameters:>10,}  {row.top!s:>20}  {row.trace!s:>20}  {row.share}"
+            for name, row in zip(names, self.rows, strict=True)
         ]
+        if any(not row.share.determined for row in self.rows):
+            lines.append(
+                "shares are undetermined where the trace of all blocks may be zero, as with traces of both signs"
+            )
         return "\n".join(lines)
 
     __repr__ = __str__

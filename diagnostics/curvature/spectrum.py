@@ -164,7 +164,7 @@ class Spectrum:
         return self._extreme(int(self.nodes.argmin()))
 
     def outliers(self) -> Outliers:
-        """Resolved eigenvalues beyond a gap at either end of the bulk; what counts as a gap stands in ``functions``.
+        """Resolved eigenvalues beyond a gap at either end of the bulk; ``outliers`` says what counts as a gap.
 
         Positive ones above the bulk and negative ones below it. Copies of an eigenvalue count once.
 
