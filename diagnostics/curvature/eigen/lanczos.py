@@ -148,8 +148,9 @@ class Lanczos:
         block = self._projected[begin:, begin:]
         if begin == self._bare_from:
             # Without a restart H is tridiagonal up to rounding, which LAPACK solves in no time and on one thread.
-            return eigh_tridiagonal(numpy.diagonal(block), numpy.diagonal(block, 1))  # type: ignore[no-any-return]
-        values, coefficients = numpy.linalg.eigh(block)
+            values, coefficients = eigh_tridiagonal(numpy.diagonal(block), numpy.diagonal(block, 1))
+        else:
+            values, coefficients = numpy.linalg.eigh(block)
         return values, coefficients
 
     def restart(self, coefficients: numpy.ndarray) -> None:
