@@ -33,11 +33,12 @@ class EffectiveLearningRate:
     def measure(self, moment: Moment) -> Iterator[Reading]:
         """Realised relative updates first; then rates, for optimizers whose step is understood."""
         for tensor, update in moment.updates.items():
-            if not (math.isfinite(update.before) and math.isfinite(update.change)):
+            before, change = update.norm, update.change
+            if not (math.isfinite(before) and math.isfinite(change)):
                 yield Reading("relative_update", None, tensor, note="the tensor is not finite", status="skipped")
-            elif update.before > 0:
+            elif before > 0:
                 how = "norm of the realised step over the norm before it"
-                yield Reading("relative_update", update.change / update.before, tensor, note=how)
+                yield Reading("relative_update", change / before, tensor, note=how)
             else:
                 yield Reading("relative_update", None, tensor, note="the tensor was all zero", status="skipped")
         if moment.objective is None or moment.optimizer is None:

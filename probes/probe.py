@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from diagnostics import Estimate, Objective
@@ -23,10 +24,30 @@ Cost = Literal["free", "cheap", "expensive"]
 
 @dataclass(frozen=True)
 class TensorUpdate:
-    """What one optimizer step did to one tensor: its norm before, and the norm of the change."""
+    """What one optimizer step did to one tensor.
 
-    before: float
-    change: float
+    Attributes:
+        before: a copy from just before the step.
+        after: the live tensor, detached: it is read while the probe measures, and not kept.
+    """
+
+    before: Tensor
+    after: Tensor
+
+    @property
+    def norm(self) -> float:
+        """The norm before the step."""
+        return float(torch.linalg.vector_norm(self.before, dtype=torch.float64))
+
+    @property
+    def change(self) -> float:
+        """The norm of the step."""
+        return float(torch.linalg.vector_norm(self.delta(), dtype=torch.float64))
+
+    def delta(self) -> Tensor:
+        """The step itself, made anew on every call."""
+        with torch.inference_mode(False), torch.no_grad():
+            return self.after - self.before
 
 
 @dataclass(frozen=True)

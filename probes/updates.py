@@ -13,7 +13,7 @@ from probes.probe import TensorUpdate
 
 
 class UpdateMeter:
-    """Norms of a step, by tensor name."""
+    """Copies of what trains, from before a step that will be measured."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -31,15 +31,10 @@ class UpdateMeter:
         self._before = {}
 
     def after_step(self) -> dict[str, TensorUpdate]:
-        """Norms of the change since, in float64; empty where no copies were kept."""
+        """The steps since, by tensor name; empty where no copies were kept."""
         now = dict(self._model.named_parameters())
-        with torch.no_grad():
-            return {
-                name: TensorUpdate(_norm(kept), _norm(now[name].detach() - kept))
-                for name, kept in self._before.items()
-                if name in now
-            }
-
-
-def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+        return {
+            name: TensorUpdate(kept, now[name].detach())
+            for name, kept in self._before.items()
+            if name in now and now[name].shape == kept.shape
+        }
