@@ -45,7 +45,8 @@ class Monitor:
 
     Args:
         model: the model that trains, wrapped or not.
-        optimizer: the optimizer that trains it; its steps are the clock.
+        optimizer: the optimizer that trains it, in its wrapper where it has one (accelerate, SAM, Lookahead); the
+            steps of the torch optimizer inside are the clock.
         objective: the fixed data and loss that curvature, rates and units are measured on; probes that need it are
             skipped without one.
         out: folder for the Run; must not hold a run yet, unless ``resume`` is given.
@@ -94,6 +95,8 @@ class Monitor:
     ) -> None:
         self.model = unwrap(model)
         self.optimizer = unwrap_optimizer(optimizer)
+        # Steps are counted on the optimizer inside; what SAM or Lookahead do to the edge, only they know.
+        self._as_given = optimizer
         check_run(self.model, self.optimizer, objective, budget, resume)
         self.objective = objective
         default: list[Probe] = [Sharpness(), EffectiveLearningRate(), Units()]
@@ -233,7 +236,7 @@ class Monitor:
             else:
                 try:
                     updates = self._updates.after_step() if "updates" in probe.needs else {}
-                    moment = Moment(self.step, self.model, self.optimizer, self.objective, updates)
+                    moment = Moment(self.step, self.model, self._as_given, self.objective, updates)
                     if without is not None:
                         # One that still holds the weights of before must not be measured on by anyone.
                         moment = replace(moment, objective=None, no_objective=without)

@@ -57,7 +57,7 @@ class Moment:
     Attributes:
         step: optimizer steps taken.
         model: the module itself, out of any wrapper.
-        optimizer: the torch optimizer itself, out of any wrapper; None for a checkpoint without one.
+        optimizer: as the Monitor was given it, in its wrappers; None for a checkpoint without one.
         objective: what to differentiate; present for probes that need it.
         updates: by tensor name, for probes that need updates; empty before the first step.
         no_objective: why ``objective`` is None, where it is.

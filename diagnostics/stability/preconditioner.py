@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,95 +20,148 @@ from diagnostics.stability.rules import StepRule, step_rules, unwrap_optimizer
 class Scaling:
     """D = diag(η F(−1) / ((2 − η λ_d) P)) and the coupled decay, over a parameter space.
 
-    The eigenvalue 1 of D^½ (H + Λ) D^½ is the edge, also when groups differ in rate, momentum or decay.
+    The eigenvalue 1 of D^½ (H + Λ) D^½ is the edge, also when groups differ in rate, momentum or decay. For a
+    sharpness-aware step H + H R H takes the place of H.
 
     Attributes:
         root: D^½, shape (P,); zero where the optimizer does not move a parameter.
         shift: Λ, shape (P,), or None when no decay goes through the gradient.
+        ascent: R, shape (P,): how far uphill the gradient is taken, per unit of gradient; None for others, and where
+            the edge in units of H is known.
         uniform: the one rule that holds everywhere, or None when groups differ.
+        edge: the threshold of that rule, with the present gradient for a sharpness-aware step.
         note: what of the model this covers, when not everything.
     """
 
     root: Tensor
     shift: Tensor | None
+    ascent: Tensor | None
     uniform: StepRule | None
+    edge: float
     note: str
 
 
 def rules_by_parameter(optimizer: Optimizer) -> dict[int, StepRule]:
     """The step rule of each parameter the optimizer holds, by ``id(parameter)``."""
-    optimizer = unwrap_optimizer(optimizer)
+    rules = step_rules(optimizer)
     return {
         id(parameter): rule
-        for rule, group in zip(step_rules(optimizer), optimizer.param_groups, strict=True)
+        for rule, group in zip(rules, unwrap_optimizer(optimizer).param_groups, strict=True)
         for parameter in group["params"]
     }
 
 
-def scaling(optimizer: Optimizer, space: ParameterSpace) -> Scaling:
+def scaling(optimizer: Optimizer, space: ParameterSpace, gradient: Tensor | None = None) -> Scaling:
     """Read the optimizer's per-coordinate step sizes for the selected parameters.
+
+    Args:
+        optimizer: the live optimizer, in its wrappers.
+        space: the selected parameters.
+        gradient: ∇L (P,), which sharpness-aware steps depend on.
 
     Raises:
         DiagnosticsError: no selected parameter is the optimizer's, or it keeps a preconditioner but has taken no
-            step, or one that is not positive and finite.
+            step, or one that is not positive and finite; or a sharpness-aware step without a gradient.
     """
     rules = rules_by_parameter(optimizer)
     held = [rules.get(id(tensor)) for tensor in space.tensors]
-    if not any(held):
+    present = [rule for rule in held if rule is not None]
+    if not present:
         raise DiagnosticsError(
             "the optimizer holds none of the objective's parameters",
             given=f"{len(rules)} parameters in the optimizer, {len(held)} selected",
             expected="the optimizer that trains this model",
             attempt="build the Objective on the same module object whose parameters the optimizer was given",
         )
-    squares = list(_squared_scales(unwrap_optimizer(optimizer), space, held))
-    shifts = [0.0 if rule is None else rule.coupled_decay for rule in held]
+    inner = unwrap_optimizer(optimizer)
+    uniform = present[0] if all(_alike(rule, present[0]) for rule in present) else None
+    parts = [
+        _part(inner, name, tensor, rule) for name, tensor, rule in zip(space.names, space.tensors, held, strict=True)
+    ]
     with torch.inference_mode(False), torch.no_grad():
-        root = space.flatten(squares).sqrt()
-        shift = None
-        if any(shifts):
-            shift = space.flatten(
-                torch.full_like(tensor, value) for tensor, value in zip(space.tensors, shifts, strict=True)
-            )
-    present = [rule for rule in held if rule is not None]
-    same = all(
-        (rule.text, rule.weight, rule.coupled_decay) == (present[0].text, present[0].weight, present[0].coupled_decay)
-        for rule in present
-    )
+        root = space.flatten(squares for squares, _ in parts).sqrt()
+        decayed = any(rule.coupled_decay or rule.normalised_decay for rule in present)
+        shift = space.flatten(shifts for _, shifts in parts) if decayed else None
+        ascent, edge = None, math.nan if uniform is None else uniform.threshold
+        if any(rule.ascent for rule in present):
+            size = _gradient_norm(gradient)
+            if uniform is not None and _edge_is_known(uniform):
+                # The decay goes through the gradient of the base step, and does not climb.
+                edge = uniform.threshold_at(size)
+                root, shift = root * math.sqrt(1.0 / (edge * uniform.weight)), None
+            else:
+                ascent = _ascent(space, held, gradient, size)
     # Frozen tensors get no gradient, so a step does not move them.
-    trained = {
-        id(tensor)
-        for group in unwrap_optimizer(optimizer).param_groups
-        for tensor in group["params"]
-        if tensor.requires_grad
-    }
+    trained = {id(tensor) for group in inner.param_groups for tensor in group["params"] if tensor.requires_grad}
     outside = len(trained - {id(tensor) for tensor in space.tensors})
     return Scaling(
         root=root,
         shift=shift,
-        uniform=present[0] if same else None,
+        ascent=ascent,
+        uniform=uniform,
+        edge=edge,
         note=f"{outside} of the optimizer's {len(trained)} trainable parameters are not in the objective: a lower bound"
         if outside
         else "",
     )
 
 
-def _squared_scales(optimizer: Optimizer, space: ParameterSpace, held: list[StepRule | None]) -> Iterator[Tensor]:
-    for name, tensor, rule in zip(space.names, space.tensors, held, strict=True):
-        with torch.inference_mode(False), torch.no_grad():
-            if rule is None:
-                yield torch.zeros_like(tensor)
-            elif rule.denominator is None:
-                yield torch.full_like(tensor, rule.weight)
-            else:
-                yield rule.weight / positive_denominator(optimizer, name, tensor, rule)
+def _alike(one: StepRule, other: StepRule) -> bool:
+    settings = ("text", "weight", "coupled_decay", "normalised_decay", "ascent", "ascent_by_size")
+    return all(getattr(one, name) == getattr(other, name) for name in settings)
+
+
+def _edge_is_known(rule: StepRule) -> bool:
+    """Whether a sharpness-aware step has an edge in units of H."""
+    return rule.denominator is None and not rule.ascent_by_size and 0.0 < rule.threshold < math.inf
+
+
+def _part(optimizer: Optimizer, name: str, tensor: Tensor, rule: StepRule | None) -> tuple[Tensor, Tensor]:
+    """One tensor's part of D and of Λ."""
+    with torch.inference_mode(False), torch.no_grad():
+        zeros = torch.zeros_like(tensor)
+        if rule is None:
+            return zeros, zeros
+        if rule.denominator is None:
+            return zeros + rule.weight, zeros + (rule.coupled_decay + rule.normalised_decay)
+        divisor = positive_denominator(optimizer, name, tensor, rule)
+        # Decay that joins the gradient after its division by P is P times as much before it.
+        normalised = rule.normalised_decay * torch.where(divisor.isfinite(), divisor, zeros)
+        return rule.weight / divisor, zeros + rule.coupled_decay + normalised
+
+
+def _gradient_norm(gradient: Tensor | None) -> float:
+    size = 0.0 if gradient is None else float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
+    if not 0.0 < size < math.inf:
+        raise DiagnosticsError(
+            "the edge of a sharpness-aware step depends on the gradient",
+            given="no gradient" if gradient is None else f"a gradient of norm {size:g}",
+            expected="a finite gradient that is not zero",
+            attempt="stability(objective, optimizer), which takes it from the objective",
+        )
+    return size
+
+
+def _ascent(space: ParameterSpace, held: Sequence[StepRule | None], gradient: Tensor | None, size: float) -> Tensor:
+    """ρ/‖g‖ for SAM, and ρ θ²/‖|θ| g‖ for ASAM, coordinate by coordinate."""
+    scales = space.flatten(
+        tensor.detach().square() if rule is not None and rule.ascent_by_size else torch.ones_like(tensor)
+        for tensor, rule in zip(space.tensors, held, strict=True)
+    )
+    radii = space.flatten(
+        torch.full_like(tensor, 0.0 if rule is None else rule.ascent)
+        for tensor, rule in zip(space.tensors, held, strict=True)
+    )
+    if any(rule is not None and rule.ascent_by_size for rule in held) and gradient is not None:
+        size = float(torch.linalg.vector_norm(scales.sqrt() * gradient, dtype=torch.float64))
+    return radii * scales / size
 
 
 def positive_denominator(optimizer: Optimizer, name: str, tensor: Tensor, rule: StepRule) -> Tensor:
     """The preconditioner's diagonal for one parameter; infinite where it has never had a gradient."""
     state = optimizer.state.get(tensor)
-    if not state:
-        if any(optimizer.state.values()):
+    if not state or not _started(state):
+        if any(_started(other) for other in optimizer.state.values()):
             # Others have state: this one has had no gradient yet, so the optimizer does not move it.
             return torch.full_like(tensor, torch.inf)
         raise DiagnosticsError(
@@ -115,7 +170,7 @@ def positive_denominator(optimizer: Optimizer, name: str, tensor: Tensor, rule: 
             expected="at least one optimizer step, or a loaded optimizer state",
         )
     assert rule.denominator is not None
-    divisor = rule.denominator(state).to(tensor.device)
+    divisor = rule.denominator(state, tensor.detach()).to(tensor.device)
     if damaged := int((~divisor.isfinite()).sum()):
         raise DiagnosticsError(
             f"the preconditioner of {name!r} is not finite",
@@ -130,3 +185,8 @@ def positive_denominator(optimizer: Optimizer, name: str, tensor: Tensor, rule: 
             expected="√v + ε > 0",
         )
     return divisor
+
+
+def _started(state: Mapping[str, Any]) -> bool:
+    """Whether a step was taken: some optimizers make their states, all zero, before the first."""
+    return bool(state) and float(state.get("step", 1)) > 0

@@ -22,7 +22,11 @@ from diagnostics.curvature.operator import Preconditioned
 from diagnostics.curvature.operators import Hessian
 from diagnostics.estimate import Estimate
 from diagnostics.objective import Objective
+from diagnostics.stability.ascent_curvature import AscentCurvature
+from diagnostics.stability.directional import directional_sharpness
 from diagnostics.stability.preconditioner import scaling
+from diagnostics.stability.rules import NoStepRuleError, step_rules, unwrap_optimizer
+from diagnostics.stability.trial_step import trial_step
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,14 +34,16 @@ class Stability:
     """How close a step is to the edge.
 
     Attributes:
-        ratio: curvature over threshold; 1 is the edge for every optimizer.
-        curvature: λmax of the Hessian (SGD) or of the preconditioned Hessian (Adam, AdamW, RMSprop); equal to
-            ``ratio`` when parameter groups differ, for then no one scale is common to them.
+        ratio: curvature over threshold; 1 is the edge for every optimizer with a rule. For others (``rule`` begins
+            with "realised update") 1 is where a step of theirs no longer lowers the loss, which it may do below the
+            edge of some direction: a lower bound.
+        curvature: λmax of the Hessian (SGD) or of the preconditioned Hessian (Adam and its kind); equal to ``ratio``
+            when parameter groups differ, for then no one scale is common to them.
         threshold: the curvature at the edge; 1 when groups differ; infinite at a zero learning rate.
         rule: which formula, e.g. ``"adamw: (1+β1)(2−ηλ)/((1−β1)η)"``.
-        preconditioned: whether ``curvature`` is of the preconditioned Hessian.
+        preconditioned: whether ``curvature`` is of something else than the Hessian itself.
         converged: whether the eigenvalue met its tolerance.
-        restart: (P,), in the scaled coordinates: a warm start for the next call.
+        restart: (P,), in the scaled coordinates: a warm start for the next call; None where there is nothing to start.
         matvecs: Hessian-vector products used.
         note: what the number does not cover; empty when nothing.
     """
@@ -48,7 +54,7 @@ class Stability:
     rule: str
     preconditioned: bool
     converged: bool
-    restart: Tensor
+    restart: Tensor | None
     matvecs: int
     note: str
 
@@ -73,14 +79,16 @@ def stability(
 
     Args:
         objective: the loss whose curvature counts: the trainer's own, reduction included.
-        optimizer: the live torch optimizer: SGD (momentum, dampening, Nesterov, decay), Adam, AdamW or RMSprop.
+        optimizer: the live torch optimizer, in its wrappers. Those of ``threshold`` have a rule; the ratio of others
+            (Lion, sign descent, Muon, any class of your own) is taken along the step that a copy of it would take.
         hessian: one already made for this objective, to share its graph.
         tol: relative residual of the eigenvalue.
         start: the ``restart`` of an earlier call, for a warm start.
         seed: of the random start.
 
     Raises:
-        DiagnosticsError: an optimizer without a rule, without state where one is needed, or for another model.
+        DiagnosticsError: an optimizer without state where one is needed, with a state in 8 bits, or for another model;
+            one without a rule that cannot take a step by itself.
 
     Example:
         >>> import torch
@@ -90,9 +98,16 @@ def stability(
         >>> round(float(s.ratio), 6), round(float(s.curvature), 6), s.threshold
         (0.25, 2.0, 8.0)
     """
-    scaled = scaling(optimizer, objective.space)
     operator = hessian if hessian is not None else Hessian(objective)
-    pairs = top_eigenpairs(Preconditioned(operator, scaled.root, scaled.shift), tol=tol, start=start, seed=seed)
+    try:
+        rules = step_rules(optimizer)
+    except NoStepRuleError as reason:
+        return _along_a_step(objective, optimizer, operator, reason)
+    gradient = objective.gradient() if any(rule.ascent for rule in rules) else None
+    scaled = scaling(optimizer, objective.space, gradient)
+    curved = operator if scaled.ascent is None else AscentCurvature(operator, scaled.ascent)
+    used = operator.matvecs
+    pairs = top_eigenpairs(Preconditioned(curved, scaled.root, scaled.shift), tol=tol, start=start, seed=seed)
     how = f"{pairs.how}; {objective.description}"
     ratio = Estimate(float(pairs.values[0]), float(pairs.residuals[0]), "residual", how)
     rule = scaled.uniform
@@ -101,20 +116,45 @@ def stability(
     elif rule.weight == 0.0:
         text, edge = rule.text, math.inf
         curvature = Estimate(math.nan, math.nan, "residual", "the learning rate is zero")
+    elif scaled.shift is None:
+        text, edge = rule.text, scaled.edge
+        curvature = Estimate(ratio.value * edge, ratio.error * edge, "residual", how)
     else:
-        text, edge = rule.text, rule.threshold
+        text, edge = rule.text, scaled.edge
         coupled = rule.coupled_decay if rule.denominator is None else 0.0
-        curvature = Estimate(ratio.value / rule.weight - coupled, ratio.error / rule.weight, "residual", how)
+        curvature = Estimate(
+            ratio.value / rule.weight - coupled - rule.normalised_decay, ratio.error / rule.weight, "residual", how
+        )
     return Stability(
         ratio=ratio,
         curvature=curvature,
         threshold=edge,
         rule=text,
-        preconditioned=rule is None or rule.denominator is not None,
+        preconditioned=rule is None or rule.denominator is not None or scaled.ascent is not None,
         converged=pairs.converged,
         restart=pairs.restart,
-        matvecs=pairs.matvecs,
+        matvecs=operator.matvecs - used,
         note=scaled.note,
+    )
+
+
+def _along_a_step(objective: Objective, optimizer: Optimizer, operator: Hessian, reason: NoStepRuleError) -> Stability:
+    """For optimizers without a rule: what the quadratic model says of the step that they would take next."""
+    used = operator.matvecs
+    step = directional_sharpness(objective, trial_step(objective, optimizer), hessian=operator)
+    name = type(unwrap_optimizer(optimizer)).__name__
+    how = f"one step of a copy of {name} with the objective's gradient; {step.ratio.how}"
+    ratio = replace(step.ratio, how=how)
+    return Stability(
+        ratio=ratio,
+        curvature=Estimate(2 * ratio.value, 2 * ratio.error, ratio.kind, how),
+        threshold=2.0,
+        rule=f"realised update of {name}: ΔᵀHΔ / (−g·Δ) against 2",
+        preconditioned=True,
+        converged=ratio.determined,
+        restart=None,
+        matvecs=operator.matvecs - used,
+        note=f"{str(reason).partition(';')[0]}: along one step of it, a lower bound",
     )
 
 

@@ -55,16 +55,23 @@ class Threshold:
         return ", ".join(f"group {group.group}: {group.value:.6g} ({group.rule})" for group in self.by_group)
 
 
-def threshold(optimizer: Optimizer) -> Threshold:
+def threshold(optimizer: Optimizer, *, gradient_norm: float | None = None) -> Threshold:
     """The largest curvature each parameter group's step can follow without growing.
 
-    For SGD the curvature is that of the Hessian; for Adam, AdamW and RMSprop that of P^-½ H P^-½ with P the
-    optimizer's present preconditioner. Read anew from the learning rates as they are now.
+    For SGD, ASGD and schedule-free SGD the curvature is that of the Hessian; for optimizers with a preconditioner P
+    (the Adam family, RMSprop, Adagrad, Adadelta, Adafactor, schedule-free AdamW) that of P^-½ H P^-½ with P as it is
+    now. Read anew from the learning rates and states as they are, so it follows schedules, and NAdam's momentum.
+
+    Args:
+        optimizer: the live optimizer, also inside accelerate's wrapper, SAM, ASAM or Lookahead.
+        gradient_norm: ‖∇L‖, which the edge of SAM depends on; not used for others.
 
     Raises:
-        DiagnosticsError: the optimizer is not one whose step is understood.
+        NoStepRuleError: an optimizer whose step has a length of its own (Lion, sign descent, Muon) and so no
+            threshold, or an unknown one. ``stability`` falls back to a step of theirs.
+        DiagnosticsError: 8-bit states, ``maximize``, weight decay that overshoots by itself.
 
-    Source: arXiv 2103.00065, 2207.14484.
+    Source: arXiv 2103.00065, 2207.14484; 2309.12488 for SAM, 2405.15682 for schedule-free.
 
     Example:
         >>> import torch
@@ -76,7 +83,7 @@ def threshold(optimizer: Optimizer) -> Threshold:
     """
     return Threshold(
         tuple(
-            GroupThreshold(group=index, value=rule.threshold, rule=rule.text, lr=rule.lr)
+            GroupThreshold(group=index, value=rule.threshold_at(gradient_norm), rule=rule.text, lr=rule.lr)
             for index, rule in enumerate(step_rules(optimizer))
         )
     )

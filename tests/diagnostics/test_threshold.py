@@ -9,10 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
+from torch.optim import LBFGS, SGD, Adam, AdamW, Muon, Optimizer, RMSprop
 
 from diagnostics import DiagnosticsError, threshold
 from tests.reference.optimizer_simulation import freeze_second_moment, simulated_edge
+from tests.reference.optimizers import Lion
 
 RATE = 0.1
 MOMENT, EPS = 0.25, 0.01
@@ -112,12 +113,38 @@ def test_a_wrapper_that_keeps_its_optimizer_is_looked_through() -> None:
 class Tweaked(SGD):
     """Who knows what its step does."""
 
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        """Another one."""
+
+
+class Renamed(SGD):
+    """The same step under another name."""
+
+
+def test_a_subclass_with_the_same_step_has_the_same_edge() -> None:
+    assert threshold(Renamed(_weights(), lr=0.1)).value == 20.0
+
+
+def _with_few_bits() -> Optimizer:
+    optimizer = Adam(_weights(), lr=0.1)
+    (weight,) = optimizer.param_groups[0]["params"]
+    optimizer.state[weight] = {"step": 3, "state2": torch.zeros(2, dtype=torch.uint8)}
+    return optimizer
+
+
+class Adam8bit(Adam):
+    """As bitsandbytes calls its own, before it has any state."""
+
 
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: NAdam(_weights()), "given: NAdam; expected: Adam or AdamW or RMSprop or SGD"),
+        (lambda: LBFGS(_weights()), "no stability rule.*given: LBFGS; expected: ASGD, Adadelta.*try: stability"),
         (lambda: Tweaked(_weights(), lr=0.1), "given: Tweaked"),
+        (lambda: Lion(_weights()), "Lion has no curvature threshold.*the sign of its momentum.*never contracts"),
+        (lambda: Muon([nn.Parameter(torch.zeros(2, 2))]), "Muon has no curvature threshold.*orthogonal matrix"),
+        (_with_few_bits, "8 bits or fewer; given: Adam;.*32-bit variant"),
+        (lambda: Adam8bit(_weights()), "8 bits or fewer; given: Adam8bit"),
         (lambda: SGD(_weights(), lr=0.1, maximize=True), "maximises; given: maximize=True"),
         (lambda: AdamW(_weights(), lr=0.5, weight_decay=4.0), "weight decay alone overshoots.*0.5.*4"),
     ],

@@ -1,0 +1,161 @@
+"""Curvature along a step: what the quadratic model says of an update that was taken, or is about to be.
+
+    L(θ + Δ) − L(θ) ≈ g·Δ + ½ ΔᵀHΔ.
+
+For a descent direction the first term gains and the second loses, and the ratio ΔᵀHΔ / (−2 g·Δ) is 1 where the two
+cancel: the step no longer lowers the loss. For a step Δ = −η P⁻¹ g without momentum and decay it is a weighted mean of
+the eigenvalues of (η/2) P^-½ H P^-½, with the weights that P^-½ g gives them. So it is never above the largest, which
+is the stability ratio: a lower bound of it, from one product.
+
+Source: Mishkin et al. 2024, arXiv 2403.04081.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diagnostics.curvature.operators import Hessian
+from diagnostics.curvature.symmetric import rounding_of, route_of
+from diagnostics.errors import DiagnosticsError
+from diagnostics.estimate import Estimate
+from diagnostics.objective import Objective
+
+
+@dataclass(frozen=True, repr=False)
+class DirectionalSharpness:
+    """The quadratic model of the loss along one update Δ.
+
+    Attributes:
+        curvature: ΔᵀHΔ / ‖Δ‖².
+        ratio: ΔᵀHΔ / (−2 g·Δ); 1 where the step no longer lowers the loss. Undetermined where Δ does not descend.
+        predicted_change: g·Δ + ½ ΔᵀHΔ, in units of the loss.
+        slope: g·Δ, in units of the loss.
+        length: ‖Δ‖.
+    """
+
+    curvature: Estimate
+    ratio: Estimate
+    predicted_change: Estimate
+    slope: Estimate
+    length: float
+
+    def __str__(self) -> str:
+        ratio = f"{self.ratio}" if self.ratio.determined else f"undetermined ({self.ratio.how})"
+        return (
+            f"step ratio {ratio} (1: the step no longer lowers the loss): "
+            f"curvature {self.curvature} along it, predicted change of the loss {self.predicted_change}"
+        )
+
+    def __repr__(self) -> str:
+        return f"DirectionalSharpness({self})"
+
+
+def directional_sharpness(
+    objective: Objective, update: Tensor, *, hessian: Hessian | None = None
+) -> DirectionalSharpness:
+    """What the quadratic model at the present parameters says of an update.
+
+    Args:
+        objective: the loss.
+        update: Δ, shape (P,), in the order of ``objective.space``: θ' − θ, learning rate and all.
+        hessian: one already made for this objective, to share its graph.
+
+    Raises:
+        DiagnosticsError: an update of another shape, not finite, or zero; a gradient or product that is not finite.
+
+    Source: arXiv 2403.04081.
+
+    Example:
+        >>> model, data = torch.nn.Linear(1, 1, bias=False), (torch.ones(4, 1), torch.zeros(4, 1))
+        >>> objective = Objective(model, torch.nn.MSELoss(), data)  # w², of curvature 2
+        >>> step = directional_sharpness(objective, -0.5 * objective.gradient())
+        >>> round(float(step.ratio), 5), round(float(step.curvature), 5)
+        (0.5, 2.0)
+    """
+    delta = checked_direction(objective, update, "update")
+    length = float(torch.linalg.vector_norm(delta))
+    operator = hessian if hessian is not None else Hessian(objective)
+    # A unit vector: neither tiny steps nor huge ones leave the range of single precision.
+    unit = delta / length
+    product = (operator @ unit.to(operator.dtype)).double()
+    gradient = finite_gradient(objective)
+    rounding = rounding_of(operator)
+    how = f"one product, one gradient, {route_of(operator)}; {objective.description}"
+
+    def estimate(value: float, error: float) -> Estimate:
+        return Estimate(value, error, "residual", how)
+
+    curvature = float(unit @ product)
+    curvature_error = rounding * float(torch.linalg.vector_norm(product))
+    slope = length * float(gradient @ unit)
+    slope_error = 8 * torch.finfo(objective.space.dtype).eps * length * float(torch.linalg.vector_norm(gradient))
+    half, half_error = 0.5 * length**2 * curvature, 0.5 * length**2 * curvature_error
+    if slope < -slope_error:
+        ratio_error = (half_error + abs(half) * slope_error / -slope) / -slope
+        ratio = estimate(half / -slope, ratio_error)
+    elif slope <= slope_error:
+        ratio = Estimate(math.nan, math.nan, "residual", f"the slope along the update is zero to rounding: {slope:.3g}")
+    else:
+        ratio = Estimate(math.nan, math.nan, "residual", f"not a descent direction: g·Δ = {slope:.3g}")
+    return DirectionalSharpness(
+        curvature=estimate(curvature, curvature_error),
+        ratio=ratio,
+        predicted_change=estimate(slope + half, slope_error + half_error),
+        slope=estimate(slope, slope_error),
+        length=length,
+    )
+
+
+def checked_direction(objective: Objective, direction: Tensor, name: str) -> Tensor:
+    """A direction in the objective's parameter space as a float64 vector (P,) of our own, on its device.
+
+    Raises:
+        DiagnosticsError: another shape, not real, not finite, or zero.
+    """
+    size = objective.num_parameters
+    real = isinstance(direction, Tensor) and not direction.is_complex()
+    if not real or tuple(direction.shape) != (size,):
+        given = (
+            f"shape {tuple(direction.shape)}" if real else str(getattr(direction, "dtype", type(direction).__name__))
+        )
+        raise DiagnosticsError(
+            f"{name} does not fit the objective",
+            given=given,
+            expected=f"a real tensor of shape ({size},)",
+            attempt="objective.space.flatten(parts), with one tensor per selected parameter",
+        )
+    with torch.inference_mode(False), torch.no_grad():
+        vector = direction.detach().to(objective.space.device, torch.float64, copy=True)
+    if not bool(torch.isfinite(vector).all()):
+        raise DiagnosticsError(f"{name} is not finite", given="NaN or infinity in it", expected="finite entries")
+    if not bool(vector.any()):
+        raise DiagnosticsError(f"{name} is zero", given="a vector of zeros", expected="a direction to go in")
+    return vector
+
+
+def moved(objective: Objective, start: Tensor, step: Tensor) -> tuple[Tensor, ...]:
+    """The parameters ``start + step``, one tensor per selected parameter, from two float64 vectors (P,)."""
+    # Tensors made in inference mode could not be differentiated at.
+    with torch.inference_mode(False), torch.no_grad():
+        return objective.space.unflatten((start + step).to(objective.space.dtype))
+
+
+def finite_gradient(objective: Objective) -> Tensor:
+    """∇L, shape (P,), in float64.
+
+    Raises:
+        DiagnosticsError: it is not finite.
+    """
+    loss, gradient = objective.loss_and_gradient(objective.space.values())
+    if not (math.isfinite(loss) and bool(torch.isfinite(gradient).all())):
+        raise DiagnosticsError(
+            "the loss or its gradient is not finite",
+            given=f"loss {loss:g}",
+            expected="finite parameters, data and loss",
+            attempt="a checkpoint from before the run diverged",
+        )
+    return gradient.double()
