@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from diagnostics import DiagnosticsError, Hessian, sharpness, stability
+from diagnostics.stability.sharpness import NEAR
 from probes.probe import Cost, Moment, Need, Reading
 
 
@@ -83,8 +84,11 @@ class Sharpness:
         except DiagnosticsError as reason:
             yield Reading("ratio", None, status="skipped", note=str(reason))
             return False
-        self._warm["ratio"] = measured.restart
+        if measured.restart is not None:
+            self._warm["ratio"] = measured.restart
         yield Reading("ratio", measured.ratio, note=measured.note or None)
+        if measured.directions():
+            yield Reading("directions", measured.directions(), note=f"at least so many, with a ratio from {NEAR:g} on")
         yield Reading("curvature", measured.curvature)
         yield Reading("threshold", measured.threshold, note=measured.rule)
         if measured.preconditioned or not measured.curvature.determined:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -27,6 +28,9 @@ from diagnostics.stability.directional import directional_sharpness
 from diagnostics.stability.preconditioner import scaling
 from diagnostics.stability.rules import NoStepRuleError, step_rules, unwrap_optimizer
 from diagnostics.stability.trial_step import trial_step
+
+NEAR = 0.9
+"""From this ratio on a direction counts as at the edge."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,6 +47,8 @@ class Stability:
         rule: which formula, e.g. ``"adamw: (1+β1)(2−ηλ)/((1−β1)η)"``.
         preconditioned: whether ``curvature`` is of something else than the Hessian itself.
         converged: whether the eigenvalue met its tolerance.
+        tracked: the ratios of the directions that were followed, largest first: with ``near`` all from there up, and
+            otherwise those that came along with the first, where some may be missing.
         restart: (P,), in the scaled coordinates: a warm start for the next call; None where there is nothing to start.
         matvecs: Hessian-vector products used.
         note: what the number does not cover; empty when nothing.
@@ -54,9 +60,14 @@ class Stability:
     rule: str
     preconditioned: bool
     converged: bool
+    tracked: tuple[Estimate, ...]
     restart: Tensor | None
     matvecs: int
     note: str
+
+    def directions(self, level: float = NEAR) -> int:
+        """How many of the tracked directions have a ratio of at least ``level``, their errors allowed for."""
+        return sum(ratio.value - ratio.error >= level for ratio in self.tracked)
 
     def __str__(self) -> str:
         edge = f"curvature {self.curvature}, threshold {self.threshold:.6g} [{self.rule}]"
@@ -74,6 +85,7 @@ def stability(
     tol: float = 1e-3,
     start: Tensor | None = None,
     seed: int = 0,
+    near: float | None = None,
 ) -> Stability:
     """The stability ratio of an optimizer on an objective, at the parameters as they are now.
 
@@ -85,6 +97,8 @@ def stability(
         tol: relative residual of the eigenvalue.
         start: the ``restart`` of an earlier call, for a warm start.
         seed: of the random start.
+        near: follow every direction whose ratio is at least this, where the first one is; several directions mostly
+            share the edge. Each costs about as many products as the first.
 
     Raises:
         DiagnosticsError: an optimizer without state where one is needed, with a state in 8 bits, or for another model;
@@ -107,7 +121,11 @@ def stability(
     scaled = scaling(optimizer, objective.space, gradient)
     curved = operator if scaled.ascent is None else AscentCurvature(operator, scaled.ascent)
     used = operator.matvecs
-    pairs = top_eigenpairs(Preconditioned(curved, scaled.root, scaled.shift), tol=tol, start=start, seed=seed)
+    felt = Preconditioned(curved, scaled.root, scaled.shift)
+    pairs = top_eigenpairs(felt, tol=tol, start=start, seed=seed)
+    while near is not None and pairs.values[-1] >= near and len(pairs.values) < len(scaled.root):
+        several = min(2 * len(pairs.values), len(scaled.root))
+        pairs = top_eigenpairs(felt, several, tol=tol, start=pairs.restart, seed=seed)
     how = f"{pairs.how}; {objective.description}"
     ratio = Estimate(float(pairs.values[0]), float(pairs.residuals[0]), "residual", how)
     rule = scaled.uniform
@@ -132,9 +150,21 @@ def stability(
         rule=text,
         preconditioned=rule is None or rule.denominator is not None or scaled.ascent is not None,
         converged=pairs.converged,
+        tracked=_tracked(pairs, near, how),
         restart=pairs.restart,
         matvecs=operator.matvecs - used,
         note=scaled.note,
+    )
+
+
+def _tracked(pairs: Eigenpairs, near: float | None, how: str) -> tuple[Estimate, ...]:
+    found = torch.stack([pairs.values, pairs.residuals], dim=1)
+    if near is None:
+        found = torch.cat([found, pairs.behind])
+    return tuple(
+        Estimate(value, residual, "residual", how)
+        for value, residual in sorted(found.tolist(), reverse=True)
+        if near is None or value >= near or value == float(pairs.values[0])
     )
 
 
@@ -152,6 +182,7 @@ def _along_a_step(objective: Objective, optimizer: Optimizer, operator: Hessian,
         rule=f"realised update of {name}: ΔᵀHΔ / (−g·Δ) against 2",
         preconditioned=True,
         converged=ratio.determined,
+        tracked=(ratio,),
         restart=None,
         matvecs=operator.matvecs - used,
         note=f"{str(reason).partition(';')[0]}: along one step of it, a lower bound",

@@ -253,3 +253,22 @@ def test_a_damaged_second_moment_is_refused(damage: float, words: str) -> None:
     optimizer.state[objective.model[2].bias]["square_avg"].fill_(damage)
     with pytest.raises(DiagnosticsError, match=f"preconditioner of '2.bias' {words}"):
         stability(objective, optimizer)
+
+
+def test_near_the_edge_every_direction_at_it_is_followed() -> None:
+    ratios = torch.tensor([1.2, 1.1, 1.1, 0.95, 0.91, 0.6, 0.3, 0.1], dtype=torch.float64)
+    model = Quadratic(torch.diag(20 * ratios))
+    s = stability(model.objective(), SGD(model.parameters(), lr=0.1), tol=1e-6, near=0.9)
+    assert [round(float(ratio), 4) for ratio in s.tracked] == [1.2, 1.1, 1.1, 0.95, 0.91]
+    assert (s.directions(), s.directions(1.0)) == (5, 3)
+    far = stability(model.objective(), SGD(model.parameters(), lr=0.01), tol=1e-6, near=0.9)
+    assert [round(float(ratio), 4) for ratio in far.tracked] == [0.12]
+    assert far.directions() == 0
+
+
+def test_directions_that_come_along_are_told_and_never_too_many() -> None:
+    ratios = torch.cat([torch.tensor([1.2, 1.0]), torch.linspace(0.0, 0.5, 60)]).double()
+    model = Quadratic(torch.diag(20 * ratios))
+    s = stability(model.objective(), SGD(model.parameters(), lr=0.1), tol=1e-3)
+    assert s.directions() == 2
+    assert all(min(abs(float(ratio) - ratios)) <= ratio.error + 1e-9 for ratio in s.tracked)

@@ -49,6 +49,8 @@ class Eigenpairs:
         matvecs: products used.
         tol: the relative residual asked for.
         restart: (P,), the eigenvectors with some of the runners-up: the start for the next call, a few steps on.
+        behind: (j, 2), values and residuals of runners-up that came along, 4 at most: eigenvalues lie within, but
+            others between them may be missing.
         how: method and route in one line, and what is owed where the search did not converge.
     """
 
@@ -59,6 +61,7 @@ class Eigenpairs:
     matvecs: int
     tol: float
     restart: Tensor
+    behind: Tensor
     how: str
 
     def estimate(self, index: int = 0) -> Estimate:
@@ -138,6 +141,7 @@ def top_eigenpairs(
             matvecs=search.lanczos.matvecs,
             tol=tol,
             restart=search.restart,
+            behind=torch.from_numpy(numpy.stack(search.behind, axis=1)),
             how=f"Lanczos, {search.lanczos.matvecs} products, {route_of(operator)}"
             + _owed(met, search.proved, tol, poor),
         )

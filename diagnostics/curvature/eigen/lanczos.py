@@ -162,11 +162,19 @@ class Lanczos:
         self._root = self.locked
         self._turn(self.locked, coefficients)
 
-    def settle(self, coefficients: numpy.ndarray) -> None:
-        """Replace all rows by Ritz vectors of theirs, coefficients (n, k), and end the run."""
+    def residuals_of(self, coefficients: numpy.ndarray) -> numpy.ndarray:
+        """‖Av − θv‖ at most for Ritz vectors with coefficients (n, k), rounding not included: (k,)."""
+        bounds: numpy.ndarray = numpy.abs(self._open_ends() @ coefficients).sum(axis=0)
+        return bounds
+
+    def _open_ends(self) -> numpy.ndarray:
         last = numpy.zeros((1, self.rows))
         last[0, -1] = self.beta
-        self._ends = numpy.concatenate([self._ends, last])
+        return numpy.concatenate([self._ends, last])
+
+    def settle(self, coefficients: numpy.ndarray) -> None:
+        """Replace all rows by Ritz vectors of theirs, coefficients (n, k), and end the run."""
+        self._ends = self._open_ends()
         self._turn(0, coefficients)
         self.beta = 0.0
 

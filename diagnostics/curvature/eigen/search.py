@@ -37,6 +37,9 @@ RUNNERS_UP, RUNNERS_UP_WEIGHT = 4, 0.1
 """How many Ritz vectors behind the wanted ones go into ``restart``, and how much of each: an eigenvalue that overtakes
 another was mostly among them."""
 
+KNOWN = 0.1
+"""A runner-up is told of when its residual is at most this share of it."""
+
 WAIT = 2.0
 """A single value whose proof is slow is accepted after so many times the steps at which it met its tolerance. With 1.5,
 a quarter of a product is saved, and five of 9300 random starts end wrong instead of one (see ``hidden``)."""
@@ -73,6 +76,7 @@ class Search:
     Attributes:
         values: (k,), in the order of the result.
         restart: (P,), the eigenvectors with some of the runners-up.
+        behind: (j,) values of the runners-up that came out well enough to be told, and (j,) their residuals.
         proved: whether the search ended by its own rules, not for want of products.
     """
 
@@ -83,6 +87,7 @@ class Search:
         self.budget = budget
         self.values = numpy.zeros(0)
         self.restart = torch.empty(0)
+        self.behind = numpy.zeros(0), numpy.zeros(0)
         self.proved = False
         self._met: tuple[int, numpy.ndarray, numpy.ndarray] | None = None
         self._restarted = False
@@ -199,10 +204,13 @@ class Search:
     def _settle(self) -> None:
         """Keep the best k of all there is."""
         values, coefficients = self.lanczos.ritz()
+        residuals = self.lanczos.residuals_of(coefficients)
         leading = self.wanted.more(self.wanted.k + RUNNERS_UP).among(values)
         best = self.wanted.among(values)
         weights = RUNNERS_UP_WEIGHT * coefficients[:, leading].sum(axis=1)
         weights += (1.0 - RUNNERS_UP_WEIGHT) * coefficients[:, best].sum(axis=1)
         self.restart = self.lanczos.combine(weights)
         self.values = values[best]
+        behind = [place for place in leading if place not in best and residuals[place] <= KNOWN * abs(values[place])]
+        self.behind = values[behind], residuals[behind]
         self.lanczos.settle(coefficients[:, best])
