@@ -1,5 +1,7 @@
 """The instruments: attach to a training run or open a checkpoint, decide when to measure, write the run down."""
 
+from probes.batch_sharpness import BatchSharpness as BatchSharpness
+from probes.gradient_curvature import GradientCurvature as GradientCurvature
 from probes.learning_rate import EffectiveLearningRate as EffectiveLearningRate
 from probes.monitor import Monitor as Monitor
 from probes.run.reader import Run as Run

@@ -4,34 +4,65 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
+from weakref import ReferenceType, ref
 
-from diagnostics import DiagnosticsError, effective_learning_rates
-from probes.probe import Cost, Moment, Need, Reading
+import torch
+from torch import Tensor
+
+from diagnostics import (
+    DiagnosticsError,
+    Estimate,
+    effective_learning_rates,
+    equilibrium_rotation,
+    quiet,
+    rotation,
+    update_statistics,
+)
+from probes.probe import Cost, Moment, Need, Reading, TensorUpdate
+
+OF_MATRICES = ("invariant_rows", "row_effective", "gradient_over_moment", "sign_agreement")
+"""Columns of the table that are recorded for tensors with two axes or more."""
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A matrix as it was at a step; and the parameter, for a module may be replaced under its name."""
+
+    step: int
+    parameter: ReferenceType[Tensor]
+    values: Tensor
 
 
 @dataclass
 class EffectiveLearningRate:
-    """Per tensor: how far the last step moved it and, with an objective, the rate it really trains at.
+    """Per tensor: how far the last step moved it and, with an objective, the rate it really trains at. Per matrix (two
+    axes or more) also the angle the step turned it by and the one to expect, norms and ranks of the step, and how far
+    it has come from the start.
 
     Args:
         every: own schedule; the Monitor's by default.
+        from_start: keep a copy of all matrices, on the CPU, from the first measurement on (that of a resumed run is
+            where it was resumed), for ``distance`` and ``drift_stable_rank``. It takes the memory of the matrices once.
 
-    Source: van Laarhoven, arXiv 1706.05350; Lyle et al., arXiv 2407.01800.
+    Source: van Laarhoven, arXiv 1706.05350; Lyle et al., arXiv 2407.01800; Kosson et al., arXiv 2305.17212.
     """
 
     every: int | Callable[[int], bool] | None = None
+    from_start: bool = True
     name: ClassVar[str] = "learning_rate"
     needs: ClassVar[frozenset[Need]] = frozenset({"updates"})
     cost: ClassVar[Cost] = "expensive"
+    _start: dict[str, _Start] = field(default_factory=dict, init=False, repr=False)
 
     def settings(self) -> dict[str, Any]:
-        """None beyond the schedule."""
-        return {}
+        """Whether the start is kept."""
+        return {"from_start": self.from_start}
 
     def measure(self, moment: Moment) -> Iterator[Reading]:
-        """Realised relative updates first; then rates, for optimizers whose step is understood."""
+        """Realised updates first; then rates, for optimizers whose step is understood."""
+        moved = {}
         for tensor, update in moment.updates.items():
             before, change = update.norm, update.change
             if not (math.isfinite(before) and math.isfinite(change)):
@@ -39,24 +70,97 @@ class EffectiveLearningRate:
             elif before > 0:
                 how = "norm of the realised step over the norm before it"
                 yield Reading("relative_update", change / before, tensor, note=how)
+                moved[tensor] = update
             else:
                 yield Reading("relative_update", None, tensor, note="the tensor was all zero", status="skipped")
-        if moment.objective is None or moment.optimizer is None:
-            reason = moment.no_objective if moment.objective is None else "no optimizer was given"
-            yield Reading("effective", None, status="skipped", note=reason)
+        if self.from_start:
+            self._remember(moment)
+        yield from self._expected(moment)
+        for tensor, update in moved.items():
+            if update.before.ndim >= 2:
+                yield from self._step(moment, tensor, update)
+        yield from _rates(moment)
+
+    def _remember(self, moment: Moment) -> None:
+        """Copies of matrices not seen before, or that belong to another run than the one this probe was last in."""
+        for name, tensor in moment.model.named_parameters():
+            start = self._start.get(name)
+            seen = start is not None and start.parameter() is tensor and start.step < moment.step
+            if tensor.requires_grad and tensor.ndim >= 2 and not seen and bool(tensor.isfinite().all()):
+                with torch.inference_mode(False), torch.no_grad():
+                    self._start[name] = _Start(moment.step, ref(tensor), tensor.detach().to("cpu", copy=True))
+
+    def _expected(self, moment: Moment) -> Iterator[Reading]:
+        """What equilibrium has in store for the matrices of each group that has one."""
+        if moment.optimizer is None:
             return
-        try:
-            table = effective_learning_rates(moment.model, moment.optimizer, moment.objective)
-        except DiagnosticsError as reason:
-            yield Reading("effective", None, status="skipped", note=str(reason))
-            return
-        for row in table.rows:
-            yield Reading("lr", row.lr, row.tensor)
-            yield Reading("coordinate_rate", row.coordinate_rate, row.tensor)
-            yield Reading("weight_norm", row.weight_norm, row.tensor)
-            yield Reading("gradient_norm", row.gradient_norm, row.tensor)
-            yield Reading("alignment", row.alignment, row.tensor)
-            if row.effective is not None:
-                yield Reading("effective", row.effective, row.tensor)
-            if row.epsilon_share is not None:
-                yield Reading("epsilon_share", row.epsilon_share, row.tensor)
+        names = {id(tensor): name for name, tensor in moment.model.named_parameters() if tensor.ndim >= 2}
+        groups = zip(moment.optimizer.param_groups, equilibrium_rotation(moment.optimizer), strict=True)
+        for group, expected in groups:
+            for name in (names[id(tensor)] for tensor in group["params"] if id(tensor) in names):
+                if name in moment.updates and expected.rotation.determined:
+                    note = f"{expected.rotation.how}, for scale-invariant weights"
+                    yield Reading("rotation_predicted", expected.rotation.value, name, note=note)
+                    yield Reading("timescale", expected.timescale.value, name, note=expected.timescale.how)
+
+    def _step(self, moment: Moment, name: str, update: TensorUpdate) -> list[Reading]:
+        """What is defined of the step of one matrix."""
+        start = self._start.get(name)
+        moved = start is not None and start.step < moment.step
+        with quiet(moment.model):
+            turned = rotation(update.before, update.after)
+            step = update_statistics(
+                update.before,
+                update.after,
+                initial=start.values if start is not None and moved else None,
+                lr=_rate(moment, name),
+            )
+        found = {
+            "rotation": turned.rows,
+            "update_norm_ratio": step.update_norm_ratio,
+            "operator_norm_ratio": step.operator_norm_ratio,
+            "update_stable_rank": step.update_stable_rank,
+            "drift_stable_rank": step.drift_stable_rank,
+            "distance": step.distance,
+            "trust_ratio": step.trust_ratio,
+        }
+        notes = {
+            "rotation": f"{turned.whole} rad as a whole",
+            **dict.fromkeys(("drift_stable_rank", "distance"), f"since step {start.step if start else 0}"),
+        }
+        return [
+            Reading(quantity, value, name, note=notes.get(quantity))
+            for quantity, value in found.items()
+            if value is not None and value.determined
+        ]
+
+
+def _rate(moment: Moment, name: str) -> float:
+    """η of a tensor's group; 1 without an optimizer that holds it."""
+    parameter = dict(moment.model.named_parameters())[name]
+    groups = [] if moment.optimizer is None else moment.optimizer.param_groups
+    held = (group for group in groups if any(parameter is tensor for tensor in group["params"]))
+    return float(next(held, {"lr": 1.0})["lr"])
+
+
+def _rates(moment: Moment) -> Iterator[Reading]:
+    """The columns of the table, as far as they are defined."""
+    if moment.objective is None or moment.optimizer is None:
+        reason = moment.no_objective if moment.objective is None else "no optimizer was given"
+        yield Reading("effective", None, status="skipped", note=reason)
+        return
+    try:
+        table = effective_learning_rates(moment.model, moment.optimizer, moment.objective)
+    except DiagnosticsError as problem:
+        yield Reading("effective", None, status="skipped", note=str(problem))
+        return
+    if table.note:
+        yield Reading("effective", None, status="skipped", note=table.note)
+    axes = {name: tensor.ndim for name, tensor in moment.objective.space.items()}
+    for row in table.rows:
+        yield Reading("lr", row.lr, row.tensor)
+        always = ("coordinate_rate", "weight_norm", "gradient_norm", "alignment", "effective", "epsilon_share")
+        for quantity in (*always, *(OF_MATRICES if axes[row.tensor] >= 2 else ())):
+            value: Estimate | None = getattr(row, quantity)
+            if value is not None and (quantity in always or value.determined):
+                yield Reading(quantity, value, row.tensor)

@@ -3,7 +3,7 @@
 The number in the config is rarely the rate a tensor trains at. Momentum multiplies a steady gradient by F(1) =
 1/(1−β); Adam divides each coordinate by √v̂ + ε; and where a normalisation layer follows, only the direction of w
 counts, so the rate is η/‖w‖² for SGD and η/‖w‖ for optimizers whose step does not scale with the gradient: as ‖w‖
-grows, training slows down.
+grows, training slows down. Before BatchNorm the same holds for every row w_i alone.
 
 Source: van Laarhoven, arXiv 1706.05350; Lyle et al., arXiv 2407.01800.
 """
@@ -11,80 +11,22 @@ Source: van Laarhoven, arXiv 1706.05350; Lyle et al., arXiv 2407.01800.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.optim import Optimizer
+from torch import Tensor, nn
+from torch.optim import Adafactor, Optimizer
 
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, exact
-from diagnostics.learning_rate.scale_invariance import HALVED, scale_invariant
+from diagnostics.learning_rate.moments import coordinate_rates, cosine, moment_statistics, quantiles
+from diagnostics.learning_rate.scale_invariance import FELL, HALVED, Invariance, scale_invariance
+from diagnostics.learning_rate.table import EffectiveLearningRates, TensorRate
 from diagnostics.objective import Objective
 from diagnostics.parameters import unwrap
-from diagnostics.stability.preconditioner import positive_denominator, rules_by_parameter
+from diagnostics.stability.preconditioner import rules_by_parameter
 from diagnostics.stability.rules import StepRule, unwrap_optimizer
-
-if TYPE_CHECKING:
-    import pandas
-    from torch import nn
-
-
-@dataclass(frozen=True)
-class TensorRate:
-    """How one tensor learns.
-
-    Attributes:
-        tensor: its name.
-        lr: the rate in its parameter group.
-        coordinate_rate: the step per unit of steady gradient: η F(1) for SGD; for Adam, AdamW and RMSprop the median
-            of η F(1) / (√v̂ + ε) over coordinates, with half their interquartile range as spread.
-        weight_norm: ‖w‖.
-        gradient_norm: ‖∇L‖ on the objective.
-        alignment: cos(w, ∇L); zero for scale-invariant tensors.
-        scale_invariant: whether ⟨w, ∇L⟩ = 0 and ∇L(2w) = ∇L(w)/2.
-        effective: η/‖w‖² (SGD) or η/‖w‖ (Adam, AdamW, RMSprop) for scale-invariant tensors, None for others.
-        epsilon_share: share of coordinates with √v̂ < ε, where the adaptive rate is really SGD with rate η/ε; None
-            for SGD.
-    """
-
-    tensor: str
-    lr: float
-    coordinate_rate: Estimate
-    weight_norm: Estimate
-    gradient_norm: Estimate
-    alignment: Estimate
-    scale_invariant: bool
-    effective: Estimate | None
-    epsilon_share: Estimate | None
-
-
-@dataclass(frozen=True, repr=False)
-class EffectiveLearningRates:
-    """A table with one row per tensor that the optimizer and the objective share."""
-
-    rows: list[TensorRate]
-
-    def to_pandas(self) -> pandas.DataFrame:
-        """The values as a DataFrame; errors in columns that end in ``_error``. Needs pandas."""
-        import pandas
-
-        return pandas.DataFrame([dict(_cells(row)) for row in self.rows])
-
-    def __str__(self) -> str:
-        width = max([6, *(len(row.tensor) for row in self.rows)])
-        lines = [f"{'tensor':<{width}}  {'lr':>9}  {'per coord.':>10}  {'norm':>9}  {'cos(w,g)':>9}  effective"]
-        for row in self.rows:
-            effective = "not scale-invariant" if row.effective is None else f"{row.effective.value:.3g}"
-            lines.append(
-                f"{row.tensor:<{width}}  {row.lr:>9.3g}  {row.coordinate_rate.value:>10.3g}  "
-                f"{row.weight_norm.value:>9.3g}  {row.alignment.value:>9.2g}  {effective}"
-            )
-        return "\n".join(lines)
-
-    __repr__ = __str__
 
 
 def effective_learning_rates(model: nn.Module, optimizer: Optimizer, objective: Objective) -> EffectiveLearningRates:
@@ -92,21 +34,21 @@ def effective_learning_rates(model: nn.Module, optimizer: Optimizer, objective: 
 
     Args:
         model: the model the objective was built on.
-        optimizer: SGD, Adam, AdamW or RMSprop; the adaptive ones after at least one step.
-        objective: supplies the gradient and the scale test. Costs one gradient, and another for each tensor whose
-            weights and gradient are orthogonal.
+        optimizer: any; adaptive ones after at least one step. Where its step is not understood (Lion, Muon, sign
+            descent) everything but rates and moments is measured, and ``note`` says so.
+        objective: supplies the gradient and the scale test. Costs one gradient; another if rows look scale-invariant,
+            and one if tensors do; and one more for each of these that did not pass together with the others.
 
     Raises:
-        DiagnosticsError: the three do not belong together, the optimizer is not understood, or the loss, its gradient
-            or the optimizer's state is not finite.
+        DiagnosticsError: the three do not belong together, or the loss, its gradient or the optimizer's state is not
+            finite.
 
     Example:
-        >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.LayerNorm(8, eps=0.0), nn.Linear(8, 1))
         >>> objective = Objective(model, nn.MSELoss(), (torch.randn(16, 4), torch.randn(16, 1)))
         >>> rates = effective_learning_rates(model, torch.optim.SGD(model.parameters(), lr=0.1), objective)
-        >>> [row.tensor for row in rates.rows if row.scale_invariant]
-        ['0.weight']
+        >>> [(row.tensor, float(row.invariant_rows)) for row in rates.rows if row.scale_invariant]
+        [('0.weight', 0.0)]
     """
     if unwrap(model) is not objective.model:
         raise DiagnosticsError(
@@ -114,37 +56,40 @@ def effective_learning_rates(model: nn.Module, optimizer: Optimizer, objective: 
             given=type(model).__name__,
             expected=f"the same {type(objective.model).__name__} object",
         )
-    rules = rules_by_parameter(optimizer)
+    inner = unwrap_optimizer(optimizer)
+    groups = {id(tensor): group for group in inner.param_groups for tensor in group["params"]}
+    try:
+        rules, note = rules_by_parameter(optimizer), ""
+    except DiagnosticsError as reason:
+        rules, note = {}, str(reason)
     space = objective.space
-    if not any(id(tensor) in rules for tensor in space.tensors):
+    if not any(id(tensor) in groups for tensor in space.tensors):
         raise DiagnosticsError("the optimizer holds none of the objective's parameters", given=type(optimizer).__name__)
     values = space.values()
     loss, flat_gradient = objective.loss_and_gradient(values)
     gradients = space.unflatten(flat_gradient)
     _require_finite(loss, dict(zip(space.names, gradients, strict=True)))
     with torch.inference_mode(False), torch.no_grad():
-        norms = [_norm(value) for value in values]
-        gradient_norms = [_norm(gradient) for gradient in gradients]
-        alignments = {
-            name: _cosine(value, gradient) for name, value, gradient in zip(space.names, values, gradients, strict=True)
-        }
-        invariant = scale_invariant(objective, alignments, gradients)
+        pairs = zip(space.names, values, gradients, strict=True)
+        alignments = {name: cosine(value, gradient) for name, value, gradient in pairs}
+        invariant = scale_invariance(objective, loss, gradients, alignments)
+        measured = zip(space.items(), values, gradients, strict=True)
         rows = [
             TensorRate(
                 tensor=name,
-                lr=rules[id(tensor)].lr,
-                coordinate_rate=_coordinate_rate(unwrap_optimizer(optimizer), name, tensor, rules[id(tensor)]),
-                weight_norm=exact(norm, "float64"),
-                gradient_norm=exact(gradient_norm, f"one gradient; {objective.description}"),
+                lr=float(groups[id(tensor)]["lr"]),
+                weight_norm=exact(_norm(value), "float64"),
+                gradient_norm=exact(_norm(gradient), f"one gradient; {objective.description}"),
                 alignment=exact(alignments[name], f"one gradient; {objective.description}"),
-                scale_invariant=invariant[name],
-                effective=_effective(rules[id(tensor)], norm) if invariant[name] else None,
-                epsilon_share=_epsilon_share(unwrap_optimizer(optimizer), tensor, rules[id(tensor)]),
+                scale_invariant=invariant[name].tensor,
+                invariant_rows=_share(invariant[name]),
+                **_rates(inner, name, tensor, rules.get(id(tensor)), value, invariant[name]),
+                **_moments(inner, tensor, rules.get(id(tensor)), gradient, objective.description),
             )
-            for (name, tensor), norm, gradient_norm in zip(space.items(), norms, gradient_norms, strict=True)
-            if id(tensor) in rules
+            for (name, tensor), value, gradient in measured
+            if id(tensor) in groups
         ]
-    return EffectiveLearningRates(rows)
+    return EffectiveLearningRates(rows, note)
 
 
 def _require_finite(loss: float, gradients: dict[str, Tensor]) -> None:
@@ -160,57 +105,67 @@ def _require_finite(loss: float, gradients: dict[str, Tensor]) -> None:
         )
 
 
-def _effective(rule: StepRule, norm: float) -> Estimate:
-    adaptive = rule.denominator is not None
-    formula = "η/‖w‖" if adaptive else "η/‖w‖²"
-    rate = rule.lr / norm ** (1 if adaptive else 2)
-    return Estimate(
-        rate, HALVED * rate, "bound", f"{formula}; the gradient halves within {HALVED:.0%} when w is doubled"
-    )
-
-
-def _coordinate_rate(optimizer: Optimizer, name: str, tensor: Tensor, rule: StepRule) -> Estimate:
-    steady = rule.lr * rule.filter_at_one
-    if rule.denominator is None:
-        return exact(steady, "η F(1)")
-    divisor = positive_denominator(optimizer, name, tensor, rule)
-    if rule.second_moment is not None and (state := optimizer.state.get(tensor)):
-        # A steady gradient is what bias correction makes of the first moment from the first step on.
-        root, epsilon = rule.second_moment(state)
-        divisor = root + epsilon
-    rates = (steady / divisor).double().flatten()
-    # torch.quantile refuses more than 2^24 entries; sorting does not.
-    ordered = rates.sort().values
-    low, median, high = (float(ordered[round(q * (len(ordered) - 1))]) for q in (0.25, 0.5, 0.75))
-    return Estimate(
-        median, (high - low) / 2, "spread", "median of η F(1)/(√v̂+ε) over coordinates, half their quartile range"
-    )
-
-
-def _epsilon_share(optimizer: Optimizer, tensor: Tensor, rule: StepRule) -> Estimate | None:
-    state = optimizer.state.get(tensor)
-    if rule.second_moment is None or not state:
+def _share(invariance: Invariance) -> Estimate | None:
+    if invariance.rows is None or invariance.reached is None:
         return None
-    root, epsilon = rule.second_moment(state)
-    return exact(float((root < epsilon).double().mean()), "count over coordinates")
+    reached, alone = int(invariance.reached.sum()), int(invariance.rows.sum())
+    if not reached:
+        return Estimate(math.nan, math.nan, "exact", "no row has a gradient")
+    how = f"{alone} of {reached} rows with a gradient: scaled each by itself, their gradients fell within {FELL:.0%}"
+    return exact(alone / reached, how)
+
+
+def _rates(
+    optimizer: Optimizer, name: str, tensor: nn.Parameter, rule: StepRule | None, value: Tensor, invariance: Invariance
+) -> dict[str, Any]:
+    """The columns that need to know what a step does."""
+    if rule is None:
+        return dict.fromkeys(("coordinate_rate", "effective", "row_effective", "row_rates"))
+    power = 1 if rule.denominator is not None else 2
+    effective = row_effective = row_rates = None
+    if not isinstance(optimizer, Adafactor):
+        formula = "η/‖w‖" if power == 1 else "η/‖w‖²"
+        if invariance.tensor:
+            rate = rule.lr / _norm(value) ** power
+            how = f"{formula}; the gradient halves within {HALVED:.0%} when w is doubled"
+            effective = Estimate(rate, HALVED * rate, "bound", how)
+        if invariance.rows is not None and bool(invariance.rows.any()):
+            sizes = torch.linalg.vector_norm(value.flatten(1), dim=1, dtype=torch.float64).cpu()
+            row_rates = torch.where(invariance.rows, rule.lr / sizes**power, torch.nan)
+            how = (
+                f"median of {formula} over {int(invariance.rows.sum())} scale-invariant rows, half their quartile range"
+            )
+            row_effective = _middle(row_rates[invariance.rows], how)
+    steady = coordinate_rates(optimizer, name, tensor, rule)
+    how = "median of η F(1)/(√v̂+ε) over coordinates, half their quartile range"
+    uniform = rule.denominator is None
+    return {
+        "coordinate_rate": exact(rule.lr * rule.filter_at_one, "η F(1)") if uniform else _middle(steady, how),
+        "effective": effective,
+        "row_effective": row_effective,
+        "row_rates": row_rates,
+    }
+
+
+def _moments(
+    optimizer: Optimizer, tensor: nn.Parameter, rule: StepRule | None, gradient: Tensor, data: str
+) -> dict[str, Any]:
+    names = ("gradient_over_moment", "sign_agreement", "moment_alignment")
+    if rule is None:
+        return dict.fromkeys(("epsilon_share", *names))
+    found = moment_statistics(optimizer, tensor, gradient, rule=rule)
+    columns = {name: getattr(found, name) for name in names}
+    named = {
+        name: None if column is None else replace(column, how=f"{column.how}; gradient of {data}")
+        for name, column in columns.items()
+    }
+    return {"epsilon_share": found.epsilon_share, **named}
+
+
+def _middle(rates: Tensor, how: str) -> Estimate:
+    _, low, median, high, _ = quantiles(rates)
+    return Estimate(median, (high - low) / 2, "spread", how)
 
 
 def _norm(tensor: Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
-
-
-def _cosine(left: Tensor, right: Tensor) -> float:
-    lengths = _norm(left) * _norm(right)
-    if lengths == 0.0:
-        return math.nan
-    return float(torch.sum(left.double() * right.double())) / lengths
-
-
-def _cells(row: TensorRate) -> Iterator[tuple[str, Any]]:
-    for field in fields(row):
-        value = getattr(row, field.name)
-        if isinstance(value, Estimate):
-            yield field.name, value.value
-            yield f"{field.name}_error", value.error
-        else:
-            yield field.name, value

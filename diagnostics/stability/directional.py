@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diagnostics.curvature.draws import random_stream
 from diagnostics.curvature.operators import Hessian
 from diagnostics.curvature.symmetric import rounding_of, route_of
 from diagnostics.errors import DiagnosticsError
@@ -82,9 +83,9 @@ def directional_sharpness(
     # A unit vector: neither tiny steps nor huge ones leave the range of single precision.
     unit = delta / length
     product = (operator @ unit.to(operator.dtype)).double()
-    gradient = finite_gradient(objective)
+    gradient, doubt = finite_gradient(objective)
     rounding = rounding_of(operator)
-    how = f"one product, one gradient, {route_of(operator)}; {objective.description}"
+    how = f"one product, two gradients, {route_of(operator)}; {objective.description}"
 
     def estimate(value: float, error: float) -> Estimate:
         return Estimate(value, error, "residual", how)
@@ -92,7 +93,8 @@ def directional_sharpness(
     curvature = float(unit @ product)
     curvature_error = rounding * float(torch.linalg.vector_norm(product))
     slope = length * float(gradient @ unit)
-    slope_error = 8 * torch.finfo(objective.space.dtype).eps * length * float(torch.linalg.vector_norm(gradient))
+    plain = 8 * torch.finfo(objective.space.dtype).eps * float(torch.linalg.vector_norm(gradient))
+    slope_error = length * (plain + float(torch.linalg.vector_norm(doubt)))
     half, half_error = 0.5 * length**2 * curvature, 0.5 * length**2 * curvature_error
     if slope < -slope_error:
         ratio_error = (half_error + abs(half) * slope_error / -slope) / -slope
@@ -144,12 +146,24 @@ def moved(objective: Objective, start: Tensor, step: Tensor) -> tuple[Tensor, ..
         return objective.space.unflatten((start + step).to(objective.space.dtype))
 
 
-def finite_gradient(objective: Objective) -> Tensor:
-    """∇L, shape (P,), in float64.
+def last_digits(objective: Objective, start: Tensor) -> Tensor:
+    """A step (P,) that changes every parameter by its last digit, up or down at random: what rounding may do."""
+    signs = torch.randint(0, 2, start.shape, generator=random_stream(0), device="cpu").to(start)
+    return torch.finfo(objective.space.dtype).eps * start * (2 * signs - 1)
+
+
+def finite_gradient(objective: Objective) -> tuple[Tensor, Tensor]:
+    """∇L and an error of it by rounding, both (P,) in float64.
+
+    The error is what changes when every parameter moves by its last digit: some times as much as rounding itself does.
+    After a good fit the gradient is a small difference of large numbers, and then that is far more than the last digits
+    of the gradient.
 
     Raises:
         DiagnosticsError: it is not finite.
     """
+    with torch.inference_mode(False):
+        start = objective.space.flatten(objective.space.values()).double()
     loss, gradient = objective.loss_and_gradient(objective.space.values())
     if not (math.isfinite(loss) and bool(torch.isfinite(gradient).all())):
         raise DiagnosticsError(
@@ -158,4 +172,5 @@ def finite_gradient(objective: Objective) -> Tensor:
             expected="finite parameters, data and loss",
             attempt="a checkpoint from before the run diverged",
         )
-    return gradient.double()
+    _, beside = objective.loss_and_gradient(moved(objective, start, last_digits(objective, start)))
+    return gradient.double(), beside.double() - gradient.double()

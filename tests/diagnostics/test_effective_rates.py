@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterable
 
 import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
-from diagnostics import DiagnosticsError, Objective, effective_learning_rates
+from diagnostics import DiagnosticsError, Objective, effective_learning_rates, moment_statistics
 from tests.reference.rate_loops import coordinate_rates, cosine, middle
 
 
@@ -109,6 +110,65 @@ def test_importing_the_measure_does_not_import_pandas() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+class SignDescent(Optimizer):
+    """A step of its own length, for which there is no rule."""
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for tensor in group["params"]:
+                tensor.sub_(tensor.grad.sign(), alpha=group["lr"])
+
+
+def test_an_optimizer_without_a_rule_still_has_all_that_needs_none() -> None:
+    """Norms, gradients, alignment and scale invariance; no rates, and the reason once for the table."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 6, bias=False), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 1))
+    objective = Objective(model, nn.MSELoss(), (torch.randn(32, 3), torch.randn(32, 1)), mode="train")
+    table = effective_learning_rates(model, SignDescent(model.parameters(), lr=0.1), objective)
+    known = effective_learning_rates(model, SGD(model.parameters(), lr=0.1), objective)
+    assert table.note.startswith("no stability rule is known for this optimizer; given: SignDescent")
+    assert table.note in str(table)
+    assert known.note == ""
+    for row, other in zip(table.rows, known.rows, strict=True):
+        assert (row.coordinate_rate, row.effective, row.row_effective, row.row_rates) == (None,) * 4
+        assert (row.epsilon_share, row.gradient_over_moment, row.sign_agreement) == (None,) * 3
+        for name in ("tensor", "lr", "weight_norm", "gradient_norm", "alignment", "scale_invariant", "invariant_rows"):
+            assert getattr(row, name) == getattr(other, name)
+    assert table.rows[0].scale_invariant
+    assert "scale-invariant" in str(table).splitlines()[1]
+
+
+@pytest.mark.parametrize("kind", [torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax, torch.optim.Adagrad])
+def test_the_rate_of_every_adaptive_optimizer_is_its_step_under_a_steady_gradient(kind: type[Optimizer]) -> None:
+    weight = nn.Linear(1, 1, bias=False).double()
+    optimizer = kind(weight.parameters(), lr=0.01)
+    gradient = torch.full((1, 1), 0.3, dtype=torch.float64)
+    for _ in range(400):
+        before = weight.weight.detach().clone()
+        weight.weight.grad = gradient.clone()
+        optimizer.step()
+    objective = Objective.from_loss(weight, lambda m, x: m(x).sum(), [torch.ones(1, 1, dtype=torch.float64)])
+    rate = effective_learning_rates(weight, optimizer, objective).rows[0].coordinate_rate
+    assert rate is not None
+    assert rate.value == pytest.approx(float((before - weight.weight.detach()) / gradient), rel=1e-2)
+
+
+def test_moments_in_the_table_are_those_of_the_objectives_gradient() -> None:
+    model, optimizer, objective = _trained(AdamW)
+    gradients = dict(zip(objective.space.names, objective.space.unflatten(objective.gradient()), strict=True))
+    for row, (name, tensor) in zip(
+        effective_learning_rates(model, optimizer, objective).rows, model.named_parameters(), strict=True
+    ):
+        own = moment_statistics(optimizer, tensor, gradients[name])
+        for column in ("gradient_over_moment", "sign_agreement", "moment_alignment"):
+            assert getattr(row, column).value == getattr(own, column).value
+            assert getattr(row, column).how.endswith(f"gradient of {objective.description}")
+
+
 def test_refusals() -> None:
     model, optimizer, objective = _trained(SGD)
     other = nn.Linear(3, 1)
@@ -118,8 +178,6 @@ def test_refusals() -> None:
         effective_learning_rates(model, SGD(other.parameters(), lr=0.1), objective)
     with pytest.raises(DiagnosticsError, match=r"no preconditioner yet; given: Adam without state for '0.weight'"):
         effective_learning_rates(model, Adam(model.parameters()), objective)
-    with pytest.raises(DiagnosticsError, match=r"no stability rule is known for this optimizer; given: NAdam"):
-        effective_learning_rates(model, torch.optim.NAdam(model.parameters()), objective)
 
 
 def test_a_loss_or_gradient_that_is_not_finite_is_refused_and_not_called_scale_dependent() -> None:

@@ -29,7 +29,11 @@ def test_a_replaced_layer_is_noticed_and_not_measured_by_its_old_weights(width: 
     updates = [record for record in late if record.name == "relative_update"]
     assert {record.layer for record in updates} == {"0.weight", "0.bias", "2.weight", "2.bias"}
     assert {record.status for record in updates} == {"ok"}, "taken on the weights themselves, old or new"
-    rest = [record for record in late if record not in updates]
+    taken = {record.name for record in late if record.status == "ok"}
+    assert taken.isdisjoint({"lr", "effective", "weight_norm", "gradient_norm", "alignment"}), "from the objective"
+    starts = {r.note for r in late if r.name == "distance"}
+    assert starts == {"since step 2; ‖W−W0‖/‖W0‖"}, "new weights have not come from the old ones"
+    rest = [record for record in late if record.status != "ok"]
     assert {(record.probe, record.name) for record in rest} == {
         ("sharpness", "measurement"),
         ("learning_rate", "effective"),

@@ -1,0 +1,164 @@
+"""Curvature along the gradient and along the last update, and the learning rate at which that update stops helping.
+
+A Monitor measures right after a step. The update is the step just taken, θ is where it led: its direction is used at
+the new point, as if the same step were taken once more. At the edge of stability, where steps alternate, that is the
+way back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from diagnostics import (
+    DiagnosticsError,
+    Estimate,
+    Hessian,
+    Objective,
+    critical_sharpness,
+    directional_sharpness,
+    gradient_curvature,
+    trace_ratio,
+)
+from probes.probe import Cost, Moment, Need, Reading
+
+LAST_UPDATE = "along the last update, at the point it led to"
+
+
+@dataclass
+class GradientCurvature:
+    """gᵀHg/‖g‖², cos(g, Hg), the ratio of the last update to the step the quadratic model allows, and η_c.
+
+    Args:
+        every: own schedule; the Monitor's by default.
+        k: follow the share of the gradient in the k sharpest directions; 0 leaves it out, for it costs an eigenvalue
+            search.
+        critical: measure the critical learning rate along the last update, from some ten forward passes.
+        trace_products: products for the trace over the threshold, at least 4; 0 leaves it out.
+
+    Raises:
+        DiagnosticsError: an argument out of range.
+
+    Source: arXiv 1812.04754, 2601.16979, 2403.04081, 2305.17490.
+    """
+
+    every: int | Callable[[int], bool] | None = None
+    k: int = 0
+    critical: bool = True
+    trace_products: int = 0
+    name: ClassVar[str] = "gradient_curvature"
+    needs: ClassVar[frozenset[Need]] = frozenset({"objective", "updates"})
+    cost: ClassVar[Cost] = "expensive"
+
+    def __post_init__(self) -> None:
+        if not _whole(self.k) or self.k < 0:
+            raise DiagnosticsError(
+                "k is out of range", given=repr(self.k), expected="a whole number, 0 to leave it out"
+            )
+        if not _whole(self.trace_products) or (self.trace_products != 0 and self.trace_products < 4):
+            raise DiagnosticsError(
+                "trace_products is out of range", given=repr(self.trace_products), expected="0, or at least 4"
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """What is followed, and to how many products."""
+        return {"k": self.k, "critical": self.critical, "trace_products": self.trace_products}
+
+    def measure(self, moment: Moment) -> Iterator[Reading]:
+        """Each part by itself: forward passes work where second derivatives do not."""
+        objective = moment.objective
+        assert objective is not None
+        hessian = Hessian(objective)
+        yield from _or_skipped("directional", lambda: self._along_gradient(objective, hessian))
+        yield from _or_skipped("step_ratio", lambda: _along_update(moment, objective, hessian))
+        if self.critical:
+            yield from _or_skipped("critical_sharpness", lambda: _critical(moment, objective))
+        if self.trace_products:
+            yield from _or_skipped("trace_ratio", lambda: self._trace(moment, objective, hessian))
+
+    def _along_gradient(self, objective: Objective, hessian: Hessian) -> Iterator[Reading]:
+        k = min(self.k, objective.num_parameters)
+        measured = gradient_curvature(objective, k, hessian=hessian)
+        yield _reading("gradient_norm", measured.norm)
+        yield _reading("directional", measured.curvature)
+        yield _reading("alignment", measured.alignment)
+        if measured.subspace_share is not None:
+            yield _reading("subspace_share", measured.subspace_share)
+
+    def _trace(self, moment: Moment, objective: Objective, hessian: Hessian) -> Iterator[Reading]:
+        if moment.optimizer is None:
+            raise DiagnosticsError("no optimizer was given")
+        products = self.trace_products
+        yield _reading(
+            "trace_ratio",
+            trace_ratio(objective, moment.optimizer, hessian=hessian, matvecs=products, seed=moment.step),
+        )
+
+
+def _along_update(moment: Moment, objective: Objective, hessian: Hessian) -> Iterator[Reading]:
+    measured = directional_sharpness(objective, _last_update(moment, objective), hessian=hessian)
+    yield _reading("step_ratio", measured.ratio, LAST_UPDATE)
+
+
+def _critical(moment: Moment, objective: Objective) -> Iterator[Reading]:
+    update = _last_update(moment, objective)
+    lr, note = _learning_rate(moment, objective)
+    measured = critical_sharpness(objective, update / lr, lr=lr)
+    yield _reading("critical_sharpness", measured.value, note)
+    yield _reading("critical_lr", measured.lr, note)
+
+
+def _last_update(moment: Moment, objective: Objective) -> Tensor:
+    """Δ, shape (P,), in the objective's order; what does not train has not moved."""
+    if not moment.updates:
+        raise DiagnosticsError("no update yet", expected="at least one optimizer step")
+    with torch.inference_mode(False), torch.no_grad():
+        update = objective.space.flatten(
+            moment.updates[name].delta() if name in moment.updates else torch.zeros_like(tensor)
+            for name, tensor in objective.space.items()
+        )
+    if not bool(update.any()):
+        raise DiagnosticsError("the last step moved no parameter of the objective")
+    return update
+
+
+def _learning_rate(moment: Moment, objective: Objective) -> tuple[float, str]:
+    """The learning rate that the update is in units of, and what to say of it."""
+    if moment.optimizer is None:
+        raise DiagnosticsError("no optimizer was given, and so no learning rate to be critical")
+    selected = {id(tensor) for tensor in objective.space.tensors}
+    rates = {
+        float(group["lr"])
+        for group in moment.optimizer.param_groups
+        if any(id(tensor) in selected for tensor in group["params"])
+    }
+    if not rates:
+        raise DiagnosticsError("the optimizer holds none of the objective's parameters")
+    lr = max(rates)
+    if not 0 < lr < math.inf:
+        raise DiagnosticsError("the learning rate is not positive", given=f"{lr:g}")
+    return lr, LAST_UPDATE + (f"; groups differ, in units of the largest rate {lr:g}" if len(rates) > 1 else "")
+
+
+def _reading(name: str, estimate: Estimate, note: str | None = None) -> Reading:
+    """A number with its error; one that is undetermined is none."""
+    if estimate.determined:
+        return Reading(name, estimate, note=note)
+    return Reading(name, None, note=f"undetermined: {estimate.how}", status="skipped")
+
+
+def _or_skipped(name: str, part: Callable[[], Iterable[Reading]]) -> Iterator[Reading]:
+    """A part's readings, or why there are none."""
+    try:
+        yield from part()
+    except DiagnosticsError as reason:
+        yield Reading(name, None, status="skipped", note=str(reason))
+
+
+def _whole(given: Any) -> bool:
+    return isinstance(given, int) and not isinstance(given, bool)
