@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from probes.run import Run
-from reports import learning_rate, sharpness, spectrum, training, units, weights
+from reports import (
+    batch_sharpness,
+    gradient_curvature,
+    learning_rate,
+    sharpness,
+    spectrum,
+    training,
+    units,
+    weights,
+)
 from reports.chapter import Chapter
 
 CHAPTERS: dict[str, Callable[[Run], Chapter]] = {
     "sharpness": sharpness.read,
+    "batch_sharpness": batch_sharpness.read,
+    "gradient_curvature": gradient_curvature.read,
     "spectrum": spectrum.read,
     "learning_rate": learning_rate.read,
     "units": units.read,

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 from reports.finding import Finding, worst_first
 
+_CURVATURE = ("batch_sharpness/", "gradient_curvature/", "spectrum/")
+
 CONSEQUENCES: dict[str, tuple[str, ...]] = {
-    "weights/finite": ("sharpness/", "spectrum/", "learning_rate/", "units/", "training/"),
-    "units/dead_at_start": ("sharpness/", "spectrum/", "learning_rate/", "units/", "training/"),
-    "sharpness/regime": ("spectrum/", "learning_rate/", "units/", "training/"),
+    "weights/finite": ("sharpness/", *_CURVATURE, "learning_rate/", "units/", "training/"),
+    "units/dead_at_start": ("sharpness/", *_CURVATURE, "learning_rate/", "units/", "training/"),
+    "sharpness/regime": (*_CURVATURE, "learning_rate/", "units/", "training/"),
     "units/dead": ("learning_rate/", "training/loss"),
 }
 """A failed finding, and the beginnings of ids that follow from it. Earlier entries explain later ones."""

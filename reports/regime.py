@@ -2,9 +2,10 @@
 
 The ratio is curvature over the optimizer's threshold. Full-batch training sharpens until the ratio is 1 and then
 hovers there, a little above, because the step oscillates along the sharpest directions and that holds curvature down
-(arXiv 2103.00065, 2209.15594). A ratio well above 1 that lasts means growth; one that jumps and falls again, with a
-spike in the loss, is a catapult (arXiv 2003.02218): survived when the loss then goes below where it was, a blow-up
-when it does not.
+(arXiv 2103.00065, 2209.15594); mini-batch training does the same with batch sharpness (arXiv 2412.20553). A ratio well
+above 1 that lasts means growth; one that jumps and falls again, with a spike in the loss, is a catapult (arXiv
+2003.02218): survived when the loss then comes back to where it was, a blow-up when it does not. A regime is claimed
+only as far as the errors carry it.
 """
 
 from __future__ import annotations
@@ -16,14 +17,18 @@ import numpy
 
 from probes.run.reader import Series
 
-Regime = Literal["diverged", "blown up", "beyond", "catapult", "edge", "sharpening", "stable"]
+Regime = Literal["diverged", "blown up", "beyond", "unresolved", "catapult", "edge", "sharpening", "stable"]
 
 EDGE_BAND = (0.9, 1.15)
 FAR_BEYOND = 1.3
 NEAR = 0.25
 RISE = 1.2
+STILL = 1.05
 SPIKE = 1.5
+LOST = 3.0
 RECENT = 5
+MOST_MARGIN = 0.15
+"""An error wider than this makes no edge out of a ratio that is below it."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,9 @@ class Verdict:
         peak: the highest.
         peak_step: where it was.
         reached: the first step at which the ratio came near the edge; None if it never did.
+        level: the ratio of late, the median of a few checks.
+        margin: how far the truth may be from it.
+        checks: how many finite ratios there are.
     """
 
     regime: Regime
@@ -45,47 +53,76 @@ class Verdict:
     peak: float
     peak_step: int
     reached: int | None
+    level: float
+    margin: float
+    checks: int
 
 
-def judge(ratio: Series, loss: Series) -> Verdict | None:
-    """The regime of a run; None without a single finite ratio."""
+def judge(ratio: Series, loss: Series, reach: float = 1.0, lowest: float = 1.0) -> Verdict | None:
+    """The regime of a run; None without a single finite ratio.
+
+    Args:
+        ratio: over steps, with errors.
+        loss: over steps, on fixed data.
+        reach: how many errors the truth may be away: 1.96 for standard errors.
+        lowest: the lowest ratio that can be an edge. With momentum it is below 1, and a run whose loss was lost may
+            have been thrown off from there.
+    """
     measured = numpy.isfinite(ratio.values)
     values, steps = ratio.values[measured], ratio.steps[measured]
     if not len(values):
         return None
+    errors = reach * numpy.where(numpy.isnan(ratio.errors), 0.0, ratio.errors)[measured]
     peak = int(numpy.argmax(values))
     near = numpy.flatnonzero(values >= EDGE_BAND[0])
+    # Late in the run one odd check must not decide; early there is nothing else.
+    level, margin = float(numpy.median(values[-RECENT:])), float(numpy.median(errors[-RECENT:]))
     return Verdict(
-        regime=_regime(values, loss.values),
+        regime=_regime(values, errors, level, margin, loss.values, lowest),
         first=float(values[0]),
         last=float(values[-1]),
         peak=float(values[peak]),
         peak_step=int(steps[peak]),
         reached=int(steps[near[0]]) if len(near) else None,
+        level=level,
+        margin=margin,
+        checks=len(values),
     )
 
 
-def _regime(values: numpy.ndarray, losses: numpy.ndarray) -> Regime:
-    # Late in the run one odd check must not decide; early there is nothing else.
-    level = float(numpy.median(values[-RECENT:]))
+def _regime(
+    values: numpy.ndarray, errors: numpy.ndarray, level: float, margin: float, losses: numpy.ndarray, lowest: float
+) -> Regime:
     if len(losses) and (not numpy.isfinite(losses[-1]) or losses[-1] > 10 * abs(losses[0])):
         return "diverged"
-    if values.max() > FAR_BEYOND and _spiked(losses):
-        if losses[-1] >= 0.9 * losses[0]:
-            return "blown up"
-        if level <= EDGE_BAND[1]:
-            return "catapult"
+    if (values - errors).max() > FAR_BEYOND * lowest and spiked(losses) and _lost(losses):
+        return "blown up"
+    if (values - errors).max() > FAR_BEYOND and spiked(losses) and level <= EDGE_BAND[1]:
+        return "catapult"
     if level > FAR_BEYOND:
-        return "beyond"
-    if level >= EDGE_BAND[0]:
+        return "beyond" if level - margin > EDGE_BAND[1] else "unresolved"
+    if level + min(margin, MOST_MARGIN) >= EDGE_BAND[0]:
         return "edge"
-    # Sharpening is a rise that is still going on, not one that has been and gone.
-    if len(values) > 2 and values[-1] > max(NEAR, RISE * values[0]) and values[-1] >= 0.9 * values.max():
-        return "sharpening"
-    return "stable"
+    return "sharpening" if _still_rising(values, errors) else "stable"
 
 
-def _spiked(losses: numpy.ndarray) -> bool:
+def _still_rising(values: numpy.ndarray, errors: numpy.ndarray) -> bool:
+    """Sharpening is a rise that is still going on, not one that has been and gone, and more than the errors."""
+    if len(values) <= 2:
+        return False
+    first, middle, last = values[0], values[len(values) // 2], values[-1]
+    risen = last > max(NEAR, RISE * first) and last - first > numpy.hypot(errors[0], errors[-1])
+    rising = last > STILL * middle and last + errors[-1] >= 0.9 * values.max()
+    return bool(risen and rising)
+
+
+def _lost(losses: numpy.ndarray) -> bool:
+    """Whether what had been learnt is gone: back at the first loss, or far above the lowest and no small part of it."""
+    back = losses[-1] >= 0.9 * losses[0]
+    return bool(back or (losses[-1] > LOST * numpy.nanmin(losses) and losses[-1] > 0.1 * losses[0]))
+
+
+def spiked(losses: numpy.ndarray) -> bool:
     """Whether the loss ever stood well above what it had been: without that a high ratio was only an overshoot."""
     best = numpy.fmin.accumulate(losses)
     return bool(len(losses) > 1 and (losses[1:] > SPIKE * best[:-1]).any())

@@ -16,6 +16,7 @@ from reports.charts import Edge, Line, lines, stacked
 from reports.document import Figure
 from reports.finding import Finding
 from reports.stability import CITATION, verdict
+from reports.warm_up import warm_up
 
 
 def read(run: Run) -> Chapter:
@@ -23,7 +24,7 @@ def read(run: Run) -> Chapter:
     ratio, loss = run.series("sharpness", "ratio"), run.series("sharpness", "loss")
     sharpness = run.series("sharpness", "sharpness")
     regime = verdict(run)
-    findings = (*(() if regime is None else (regime,)), *_rise(run, sharpness))
+    findings = (*(() if regime is None else (regime,)), *warm_up(run), *_rise(run, sharpness))
     return Chapter(findings, tuple(_figures(run, ratio, loss, sharpness)))
 
 

@@ -2,115 +2,72 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy
 
-from diagnostics.estimate import Estimate, format_value
+from diagnostics.estimate import ErrorKind, Estimate, format_value
 from probes.run import Run
 from probes.run.reader import Series
 from reports.chapter import method_of, reason_missing, unmeasured
-from reports.finding import Finding, Level
-from reports.regime import EDGE_BAND, Regime, Verdict, judge
+from reports.deciding import Deciding, deciding
+from reports.finding import Finding
+from reports.regime import EDGE_BAND, MOST_MARGIN, Verdict, judge
+from reports.regime_words import (
+    BATCHES,
+    BETWEEN,
+    ELSEWHERE,
+    LONG_BY_ANALOGY,
+    LOWER,
+    REGIMES,
+    TRIAL_AT_ONE,
+    TRIAL_FINE,
+    TRIAL_LONG,
+    Words,
+)
+from reports.stability_context import around, small_batch_edge
+from reports.words import counted
 
 ID = "sharpness/regime"
 CITATION = "Cohen et al. 2021, arXiv 2103.00065; Cohen et al. 2022, arXiv 2207.14484"
+BATCH_CITATION = "Andreyev & Beneventano, arXiv 2412.20553; Cohen et al. 2021, arXiv 2103.00065"
 
-_MINIBATCH = (
-    "If training draws mini-batches, this ratio settles below 1 and does not decide alone: batch sharpness does "
-    "(arXiv 2412.20553)."
-)
-_LOWER = (
-    "Lower the learning rate: to a third, then by the ratio.",
-    "Lengthen the warm-up, so that curvature can fall before the rate is full.",
-)
-_ELSEWHERE = (
-    "Look at the data and the loss: non-finite or huge inputs, labels out of range, a logarithm or a division at zero, "
-    "a wrong sign.",
-    "With mixed precision, look at the loss scale and at overflow in float16.",
-    "A single bad mini-batch can do it too: log the loss of each step and clip gradients.",
-)
-
-
-@dataclass(frozen=True)
-class _Words:
-    """What a regime is called, and what it means."""
-
-    level: Level
-    verdict: str
-    meaning: str
-    advice: tuple[str, ...] = ()
-
-
-_REGIMES: dict[Regime, _Words] = {
-    "diverged": _Words("fail", "Training has diverged", "What was measured from here on says nothing about learning."),
-    "blown up": _Words(
-        "fail",
-        "The run was thrown off and has not come back",
-        "The loss jumped while steps were too long for the curvature, and is not below where it began. A low ratio "
-        "afterwards is no recovery: a network that was thrown far out is often dead and flat there.",
-        _LOWER,
-    ),
-    "beyond": _Words(
-        "fail",
-        "Steps are too long for the curvature",
-        "Along the sharpest direction each step now overshoots by more than it corrects, so the oscillation grows. "
-        "Either the loss rises until curvature gives way, or training diverges.",
-        _LOWER,
-    ),
-    "catapult": _Words(
-        "warn",
-        "The run was thrown to a flatter region and has settled",
-        "The ratio went well above 1 and came back: a catapult. It costs a spike in the loss and can be survived; more "
-        "than once in a run it is a sign of too high a rate.",
-        ("If the spike hurt, lengthen the warm-up or start at a lower rate.",),
-    ),
-    "edge": _Words(
-        "ok",
-        "The run is at the edge of stability",
-        "Curvature has risen until the step can only just follow it, and oscillation along the sharpest directions now "
-        "holds it there. This is the usual state of full-batch training, not a fault: the loss falls over many steps, "
-        "though not at every one. " + _MINIBATCH,
-    ),
-    "sharpening": _Words(
-        "ok",
-        "Curvature is rising towards the edge of stability",
-        "Progressive sharpening: steps still contract, and will until the ratio reaches 1. " + _MINIBATCH,
-    ),
-    "stable": _Words(
-        "ok",
-        "Steps are well within what the curvature allows",
-        "Every direction contracts under the present step. Whether a larger one would train better is another "
-        "question. " + _MINIBATCH,
-    ),
-}
+RISEN = 1.1
+LASTING = 3
+"""A trial step is held against a run only after so many checks."""
 
 
 def verdict(run: Run) -> Finding | None:
     """The finding on stability; None when nobody asked."""
-    ratio, loss = run.series("sharpness", "ratio"), run.series("sharpness", "loss")
-    judged, last = judge(ratio, loss), run.last("sharpness", "ratio")
-    if judged is None or last is None or last.value is None:
+    decided, loss = deciding(run), loss_of(run)
+    small = None if decided is None else small_batch_edge(run, decided)
+    judged = None if decided is None else judge(decided.ratio, loss, decided.reach, small or 1.0)
+    if decided is None or judged is None or decided.last.value is None:
         return _without_ratio(run, loss)
-    words = _REGIMES[judged.regime]
-    threshold = run.last("sharpness", "threshold")
-    now = format_value(last.value, last.error)
+    words, last = _words(judged, decided, small, loss), decided.last
+    now = format_value(decided.last.value, last.error)
+    kind: ErrorKind = "standard error" if decided.reach > 1 else "residual"
     finding = Finding(
         id=ID,
         level=words.level,
-        claim=f"{words.verdict}: {_numbers(judged, now, last.step, ratio, loss)}.",
-        value=Estimate(last.value, last.error or 0.0, "residual", method_of(last)),
-        threshold="1, the edge of stability"
-        + (f": curvature {threshold.value:.5g} ({threshold.note})" if threshold and threshold.value else ""),
-        meaning=words.meaning,
+        claim=f"{words.verdict}: {_numbers(run, judged, decided, now, loss)}.",
+        value=Estimate(decided.last.value, last.error or 0.0, kind, method_of(last)),
+        threshold=_threshold(decided),
+        meaning=" ".join((words.meaning, *around(run, judged, decided))),
         advice=words.advice,
-        evidence=("sharpness-ratio",) if len(ratio) > 1 else (),
+        evidence=_evidence(run, decided),
         method=method_of(last),
-        citation=CITATION,
+        citation=BATCH_CITATION if decided.basis == "batch" else CITATION,
     )
     if judged.regime == "diverged":
         return _with_cause(finding, judged)
     return _in_another_mode(finding, now, last.step) if measured_without_batch_statistics(run) else finding
+
+
+def loss_of(run: Run) -> Series:
+    """The loss on the monitored batches, from whichever probe took it: that of single batches is too noisy here."""
+    measured = run.series("sharpness", "loss")
+    return measured if len(measured) else run.series("spectrum", "loss")
 
 
 def measured_without_batch_statistics(run: Run) -> bool:
@@ -119,20 +76,62 @@ def measured_without_batch_statistics(run: Run) -> bool:
     return objective.get("mode") == "eval" and bool(objective.get("batch_norm"))
 
 
-def _numbers(judged: Verdict, now: str, step: int, ratio: Series, loss: Series) -> str:
+def _words(judged: Verdict, decided: Deciding, small: float | None, loss: Series) -> Words:
+    if decided.basis == "batch":
+        return _by_batches(judged, decided, small)
+    if decided.basis == "whole" or judged.regime in ("diverged", "blown up"):
+        return REGIMES[judged.regime]
+    if judged.checks >= LASTING and judged.level - judged.margin > EDGE_BAND[1] and _risen(loss):
+        return TRIAL_LONG
+    return TRIAL_AT_ONE if judged.level >= 1.0 else TRIAL_FINE
+
+
+def _risen(loss: Series) -> bool:
+    """Whether the loss ends above its lowest. Without that a long trial step may only be one around a minimum."""
+    return len(loss) > 0 and bool(loss.values[-1] > RISEN * numpy.nanmin(loss.values))
+
+
+def _by_batches(judged: Verdict, decided: Deciding, small: float | None) -> Words:
+    if judged.regime == "beyond" and not decided.rule.startswith("sgd"):
+        return LONG_BY_ANALOGY
+    if small is not None and judged.regime in ("stable", "sharpening"):
+        near = judged.level + min(judged.margin, MOST_MARGIN * small) >= EDGE_BAND[0] * small
+        return BETWEEN if near else BATCHES[judged.regime]
+    return BATCHES[judged.regime]
+
+
+def _threshold(decided: Deciding) -> str:
+    if decided.basis == "realised":
+        return "1, where a step no longer lowers the loss in the quadratic model"
+    threshold = decided.threshold
+    known = threshold is not None and threshold.value
+    return "1, the edge of stability" + (f": curvature {known:.5g} ({decided.rule})" if known else "")
+
+
+def _evidence(run: Run, decided: Deciding) -> tuple[str, ...]:
+    batches = decided.basis == "batch" and len(decided.ratio) > 1
+    whole = len(run.series("sharpness", "ratio")) > 1
+    return (*(("batch-sharpness",) if batches else ()), *(("sharpness-ratio",) if whole else ()))
+
+
+def _numbers(run: Run, judged: Verdict, decided: Deciding, now: str, loss: Series) -> str:
+    name = {"batch": "batch sharpness", "whole": "stability ratio", "realised": "ratio of a trial step"}[decided.basis]
     if judged.regime in ("diverged", "blown up"):
         end = f"{loss.values[-1]:.4g}" if numpy.isfinite(loss.values[-1]) else "not a number"
         moved = f"the loss went from {loss.values[0]:.4g} to {end} by step {int(loss.steps[-1])}"
-        return f"{moved}; the stability ratio was highest, {judged.peak:.3g}, at step {judged.peak_step}"
-    text = f"stability ratio {now} at step {step}"
-    if len(ratio) > 1:
+        return f"{moved}; the {name} was highest, {judged.peak:.3g}, at step {judged.peak_step}"
+    text = f"{name} {now}{' of the edge' if decided.basis == 'batch' else ''} at step {decided.last.step}"
+    if judged.checks > 1:
         text += f", {'up' if judged.last > judged.first else 'down'} from {judged.first:.2g}"
         if judged.regime == "catapult":
             text += f", after {judged.peak:.3g} at step {judged.peak_step}"
         elif judged.regime == "stable" and judged.peak > max(judged.first, 2 * judged.last):
             text += f", highest {judged.peak:.2g} at step {judged.peak_step}"
-        elif judged.regime == "edge" and judged.reached not in (None, int(ratio.steps[0])):
-            text += f", near the edge since step {judged.reached}"
+        elif judged.regime == "edge" and judged.reached not in (None, int(decided.ratio.steps[0])):
+            text += f", near {'1' if decided.basis == 'realised' else 'the edge'} since step {judged.reached}"
+    together = run.last("sharpness", "directions")
+    if decided.basis == "whole" and together and together.value and together.step == decided.last.step:
+        text += f", in {counted(round(together.value), 'direction')}"
     return text
 
 
@@ -142,9 +141,9 @@ def _with_cause(finding: Finding, judged: Verdict) -> Finding:
         cause = (
             f"The ratio passed 1 before that: the learning rate was too large for the curvature at {judged.peak_step}."
         )
-        return replace(finding, meaning=f"{cause} {finding.meaning}", advice=_LOWER)
+        return replace(finding, meaning=f"{cause} {finding.meaning}", advice=LOWER)
     cause = "The ratio never passed 1 where it was measured, so the step was not too long for the curvature."
-    return replace(finding, meaning=f"{cause} {finding.meaning}", advice=_ELSEWHERE)
+    return replace(finding, meaning=f"{cause} {finding.meaning}", advice=ELSEWHERE)
 
 
 def _in_another_mode(finding: Finding, now: str, step: int) -> Finding:
@@ -161,7 +160,7 @@ def _in_another_mode(finding: Finding, now: str, step: int) -> Finding:
 
 def _without_ratio(run: Run, loss: Series) -> Finding | None:
     if len(loss) and not numpy.isfinite(loss.values[-1]):
-        words = _REGIMES["diverged"]
+        words = REGIMES["diverged"]
         return Finding(
             id=ID,
             level="fail",
@@ -169,7 +168,7 @@ def _without_ratio(run: Run, loss: Series) -> Finding | None:
             value=None,
             threshold="a finite loss",
             meaning=words.meaning,
-            advice=_ELSEWHERE,
+            advice=ELSEWHERE,
             evidence=(),
             method=method_of(run.last("sharpness", "loss")),
             citation=CITATION,

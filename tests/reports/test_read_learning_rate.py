@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
+from matplotlib.figure import Figure as Canvas
 from runs import run_of
 
 from probes.run import Record, Run
 from reports import learning_rate
+from reports.tensor_curves import MOST_CURVES
 
 HEADER = {"model": {"shapes": {"a.weight": [4, 4], "b.weight": [4, 4], "a.bias": [4]}}}
 UPDATE = ("learning_rate", "relative_update")
@@ -84,7 +89,7 @@ def test_no_record_at_all_says_nothing_and_a_failed_probe_is_unmeasured() -> Non
 def test_many_tensors_make_a_figure_that_can_be_read() -> None:
     run = run_of({(*UPDATE, f"layers.{index}.weight"): [1e-3, 1e-3] for index in range(60)})
     (figure,) = learning_rate.read(run).figures
-    assert len(figure.table.columns) == 1 + learning_rate.MOST_CURVES
+    assert len(figure.table.columns) == 1 + MOST_CURVES
     assert {"layers.0.weight", "layers.59.weight"} <= set(figure.table.columns)
 
 
@@ -118,3 +123,60 @@ def test_invariance_is_not_judged_where_batch_normalisation_was_switched_off() -
     header = {**HEADER, "objective": {"mode": "eval", "batch_norm": 2}}
     run = run_of({("learning_rate", "lr", "a.weight"): [0.1, 0.1]}, header)
     assert levels(run) == {"learning_rate/effective": "unmeasured"}
+
+
+def test_rows_that_are_invariant_each_by_itself_lose_rate_too_and_are_drawn_beside_the_schedule() -> None:
+    run = run_of(
+        {
+            ("learning_rate", "row_effective", "a.weight"): [0.0, 1.0, 0.3],
+            ("learning_rate", "invariant_rows", "a.weight"): [1.0, 1.0, 0.9],
+            ("learning_rate", "lr", "a.weight"): [0.0, 0.1, 0.1],
+            ("learning_rate", "row_effective", "b.weight"): [0.0, 1.0, 0.1],
+            ("learning_rate", "invariant_rows", "b.weight"): [0.1, 0.1, 0.1],
+            ("learning_rate", "lr", "b.weight"): [0.0, 0.1, 0.1],
+        },
+        HEADER,
+    )
+    finding = learning_rate.read(run).findings[0]
+    assert (finding.id, finding.level) == ("learning_rate/effective", "warn")
+    assert "(all row by row)" in finding.claim
+    assert "30% of its scheduled rate" in finding.claim
+    (figure,) = learning_rate.read(run).figures
+    canvas = Canvas()
+    figure.draw(canvas)
+    labels = [line.get_label() for line in canvas.axes[1].get_lines()]
+    assert labels == ["a.weight", "as written"]
+    assert figure.table.rows[-1] == (20, 0.3, 1.0, 0.3)
+
+
+NEW = (
+    "rotation",
+    "rotation_predicted",
+    "update_norm_ratio",
+    "operator_norm_ratio",
+    "update_stable_rank",
+    "drift_stable_rank",
+    "distance",
+    "trust_ratio",
+    "gradient_over_moment",
+    "sign_agreement",
+    "timescale",
+    "row_effective",
+    "invariant_rows",
+    "effective",
+    "lr",
+)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[], [math.nan], [math.nan, math.inf], [0.0], [0.0, 0.0], [-1.0, -2.0], [1e30, 1e-30], [1.0, math.nan, 2.0]],
+)
+def test_strange_numbers_break_nothing(values: list[float]) -> None:
+    for names in (["w"], [f"layers.{index}.weight" for index in range(300)]):
+        run = run_of({("learning_rate", quantity, name): values for quantity in NEW for name in names}, error=None)
+        chapter = learning_rate.read(run)
+        for figure in chapter.figures if len(names) == 1 else ():
+            figure.draw(Canvas())
+        cited = {name for finding in chapter.findings for name in finding.evidence}
+        assert cited <= {figure.id for figure in chapter.figures}

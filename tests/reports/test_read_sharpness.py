@@ -34,6 +34,8 @@ def chapter_of(ratios: list[float], losses: list[float] | None = None) -> tuple[
         ("beyond", "fail", [0.9, 1.5, 1.6, 1.7, 1.8, 1.9], [1.0, 1.1, 1.2, 1.3, 1.4, 1.5]),
         # Thrown so far that the network is flat and dead: a low ratio then is no recovery.
         ("blown up", "fail", [1.1, 3.5e7, 0.4, 0.4, 0.4, 0.4, 0.4], [2.3, 1e4, 2.3, 2.3, 2.3, 2.3, 2.3]),
+        # Come down again, but most of what had been learnt is gone.
+        ("blown up", "fail", [0.9, 5.0, 0.8, 0.8, 0.8, 0.8, 0.8], [2.3, 0.4, 3.0, 1.8, 1.8, 1.8, 1.8]),
         ("beyond", "fail", [1.6], None),
         ("diverged", "fail", [0.9, 1.5, 2.0], [1.0, 5.0, 50.0]),
         ("diverged", "fail", [0.9, 1.5, 2.0], [1.0, 5.0, math.nan]),

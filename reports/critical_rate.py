@@ -1,0 +1,155 @@
+"""Reading the critical learning rate: the smallest at which repeating the last update would raise the loss.
+
+Below it a step helps. Where steps alternate, as at the edge of stability, or noise turns each another way, repeating
+the last one raises the loss at any rate: that is said, and is no fault. A rate that stays above the critical one is.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy
+from matplotlib.figure import Figure as Canvas
+
+from diagnostics.estimate import Estimate, exact, format_value
+from probes.run import Run
+from probes.run.reader import Series
+from reports import palette
+from reports.chapter import method_of, step_table
+from reports.charts import Line, lines, stacked
+from reports.document import Figure
+from reports.finding import Finding
+from reports.rates import last_at_rate, rates_in_force
+from reports.words import counted
+
+CITATION = "Kalra et al., arXiv 2601.16979"
+
+RECENT = 5
+FEW = 3
+ABOVE = 1.15
+"""Over several checks; one alone may be a swing about the critical rate."""
+FAR_ABOVE = 2.0
+"""For fewer checks, where a swing cannot be told from a state."""
+UPHILL = "does not fall along"
+"""How the measurement says that there is no critical rate, because the loss rises from the start."""
+
+
+def critical_rate(run: Run) -> list[Finding]:
+    """The learning rate over the critical one, of late."""
+    critical, lr = _with_rates(run)
+    uphill = _uphill(run)
+    checks = {*critical.steps.tolist(), *uphill}
+    if not checks:
+        return []
+    end = last_at_rate(run, checks)
+    recent = sorted(step for step in checks if step <= end)[-RECENT:]
+    rising = sum(step in uphill for step in recent)
+    kept = numpy.isin(critical.steps, recent) & numpy.isfinite(critical.values)
+    over = lr.values[kept] / critical.values[kept]
+    over = over[numpy.isfinite(over)]
+    last = run.last("gradient_curvature", "critical_lr")
+    beyond = False
+    value: Estimate | None = None
+    if not kept.any() or last is None or last.value is None:
+        claim = f"Repeating the last update raises the loss at any rate, at {rising} of the last "
+        claim += counted(len(recent), "check")
+    else:
+        step = int(critical.steps[kept][-1])
+        rate = format_value(float(critical.values[kept][-1]), float(critical.errors[kept][-1]))
+        if not len(over):
+            claim, value = (
+                f"The critical learning rate is {rate} at step {step}",
+                exact(float(critical.values[kept][-1]), ""),
+            )
+        else:
+            of_late = float(numpy.median(over))
+            # Where most checks lead uphill the others are a selection that says nothing of a usual step.
+            beyond = of_late > ABOVE if len(over) >= FEW else of_late > FAR_ABOVE and not rising
+            claim = "A step along the last update raises the loss: the" if beyond else "The"
+            claim += f" learning rate is {of_late:.2g} times the critical one of late ({rate} at step {step})"
+            value = exact(of_late, method_of(last))
+        claim += f"; at {rising} of the last {len(recent)} checks the loss rose at any rate" if rising else ""
+    return [
+        Finding(
+            id="gradient_curvature/critical_rate",
+            level="warn" if beyond else "ok",
+            claim=claim + ".",
+            value=value,
+            threshold=f"above {ABOVE:g} times it over the last checks is reported ({FAR_ABOVE:g} for fewer than {FEW})",
+            meaning=_meaning(beyond, rising),
+            advice=(
+                "Lower the learning rate by that factor: it is the most that such an update carries.",
+                "Lengthen the warm-up if it happened early; lower momentum if updates point away from the gradient.",
+            )
+            if beyond
+            else (),
+            evidence=("critical-rate",) if _drawable(critical) else (),
+            method=method_of(last),
+            citation=CITATION,
+        )
+    ]
+
+
+def _meaning(beyond: bool, rising: int) -> str:
+    text = "The critical rate is the smallest at which repeating the last update would raise the loss. "
+    if beyond:
+        return text + "Beyond it progress has to come from steps that cancel, which costs time at best."
+    if rising:
+        return (
+            text + "There is none where the update leads uphill: steps alternate at the edge of stability, or noise "
+            "turns each another way, and what is gained is gained over many of them."
+        )
+    return text + "Below it each step helps."
+
+
+def _uphill(run: Run) -> set[int]:
+    """Checks at which the loss rose along the last update from the start."""
+    return {
+        record.step
+        for record in run.records
+        if (record.probe, record.name, record.status) == ("gradient_curvature", "critical_lr", "skipped")
+        and UPHILL in str(record.note)
+    }
+
+
+def _drawable(critical: Series) -> bool:
+    return len(critical) > 1 and bool(numpy.isfinite(critical.values).any())
+
+
+def _with_rates(run: Run) -> tuple[Series, Series]:
+    """Critical learning rates, and the rates that were in force at the same steps."""
+    critical, lr = run.series("gradient_curvature", "critical_lr"), rates_in_force(run)
+    known = dict(zip(lr.steps.tolist(), lr.values.tolist(), strict=True))
+    rates = numpy.array([known.get(step, float("nan")) for step in critical.steps.tolist()], dtype=numpy.float64)
+    positive = numpy.where(critical.values > 0, critical.values, float("nan"))
+    nothing = numpy.full(len(rates), float("nan"))
+    return Series(critical.steps, positive, critical.errors), Series(critical.steps, rates, nothing)
+
+
+def critical_figure(run: Run) -> list[Figure]:
+    """Both rates over steps."""
+    critical, lr = _with_rates(run)
+    if not _drawable(critical):
+        return []
+    curves = [Line("critical", critical)]
+    if numpy.isfinite(lr.values).any():
+        curves.append(Line("in force", lr, color=palette.EDGE))
+    uphill = len(_uphill(run))
+    gaps = f" At {counted(uphill, 'check')} there was none: the loss rose along it at any rate." if uphill else ""
+    return [
+        Figure(
+            id="critical-rate",
+            title="Critical learning rate and the rate in force",
+            caption="Where the rate in force is above the critical one, repeating the last update raises the loss."
+            + gaps,
+            alt=f"Critical learning rate over steps {critical.steps[0]} to {critical.steps[-1]}, from "
+            f"{critical.values[0]:.3g} to {critical.values[-1]:.3g}, log scale.",
+            draw=partial(_draw_rates, curves),
+            table=step_table(("critical learning rate", "learning rate"), (critical, lr)),
+        )
+    ]
+
+
+def _draw_rates(curves: list[Line], canvas: Canvas) -> None:
+    (axes,) = stacked(canvas, (1,))
+    lines(axes, curves, "learning rate", log=True)

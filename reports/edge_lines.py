@@ -1,0 +1,31 @@
+"""Curves that settle on their threshold: its name stands in the legend, for words on the line would be crossed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy
+from matplotlib.axes import Axes
+
+from reports import palette
+from reports.charts import Edge, Line, lines
+
+WIDE = 20.0
+"""From this factor between largest and smallest value a linear axis hides the small ones."""
+
+
+def lines_on_edge(
+    axes: Axes, curves: Sequence[Line], ylabel: str, edge: Edge, *, log: bool = False, names: bool = True
+) -> None:
+    """Curves and a dashed threshold; without ``names`` the legend explains the threshold alone."""
+    lines(axes, curves, ylabel, log=log, legend=False)
+    dashed = axes.axhline(edge.value, color=palette.EDGE, linewidth=1.2, linestyle=(0, (5, 2)), label=edge.label)
+    handles = None if names else [dashed]
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
+
+
+def wide(curves: Sequence[Line]) -> bool:
+    """Whether a log axis is needed: the curves span more than a linear one shows, and all are positive."""
+    values = numpy.concatenate([curve.series.values for curve in curves]) if curves else numpy.empty(0)
+    finite = values[numpy.isfinite(values)]
+    return bool(len(finite) > 0 and finite.min() > 0 and finite.max() > WIDE * finite.min())
