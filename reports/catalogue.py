@@ -5,17 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from probes.run import Run
-from reports import (
-    batch_sharpness,
-    gradient_curvature,
-    learning_rate,
-    sharpness,
-    spectrum,
-    training,
-    units,
-    weights,
-)
+from reports import training, units, weights
 from reports.chapter import Chapter
+from reports.learning_rate import chapter as learning_rate
+from reports.spectrum import chapter as spectrum
+from reports.stability import batch_sharpness, gradient_curvature, sharpness
 
 CHAPTERS: dict[str, Callable[[Run], Chapter]] = {
     "sharpness": sharpness.read,

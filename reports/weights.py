@@ -12,7 +12,7 @@ from reports.chapter import Chapter, unmeasured
 from reports.charts import dots, short
 from reports.document import Figure, Table
 from reports.finding import Finding
-from reports.stability import CITATION as STABILITY_CITATION
+from reports.stability.verdict import CITATION as STABILITY_CITATION
 from reports.words import counted
 
 MOST_BARS = 40

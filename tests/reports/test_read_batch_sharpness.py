@@ -12,8 +12,8 @@ from matplotlib.figure import Figure as Canvas
 from runs import Key, run_of
 
 from probes.run import Record, Run
-from reports import batch_sharpness, gradient_curvature, sharpness
 from reports.finding import Finding
+from reports.stability import batch_sharpness, gradient_curvature, sharpness
 
 TERMS = {"objective": {"loss_terms": 1000}}
 

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure as Canvas
 from runs import Key, run_of
 
 from probes.run import Record, Run
-from reports import gradient_curvature
 from reports.finding import Finding
+from reports.stability import gradient_curvature
 
 CRITICAL = ("gradient_curvature", "critical_lr")
 LR = ("learning_rate", "lr", "w")

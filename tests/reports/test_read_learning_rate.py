@@ -9,8 +9,8 @@ from matplotlib.figure import Figure as Canvas
 from runs import run_of
 
 from probes.run import Record, Run
-from reports import learning_rate
-from reports.tensor_curves import MOST_CURVES
+from reports.learning_rate import chapter as learning_rate
+from reports.learning_rate.tensor_curves import MOST_CURVES
 
 HEADER = {"model": {"shapes": {"a.weight": [4, 4], "b.weight": [4, 4], "a.bias": [4]}}}
 UPDATE = ("learning_rate", "relative_update")

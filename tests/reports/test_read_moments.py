@@ -9,9 +9,9 @@ from matplotlib.figure import Figure as Canvas
 from runs import Key, run_of
 
 from probes.run.reader import Series
-from reports import learning_rate
 from reports.finding import Finding
-from reports.moments import spike_steps
+from reports.learning_rate import chapter as learning_rate
+from reports.learning_rate.moments import spike_steps
 
 HEADER = {"model": {"shapes": {"a.weight": [4, 4], "b.weight": [4, 4], "a.bias": [4]}}}
 CALM = [1.0] * 20

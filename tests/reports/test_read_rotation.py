@@ -7,8 +7,8 @@ from matplotlib.figure import Figure as Canvas
 from runs import Key, run_of
 
 from probes.run import Run
-from reports import learning_rate
 from reports.finding import Finding
+from reports.learning_rate import chapter as learning_rate
 
 NAMES = tuple(f"layers.{index}.weight" for index in range(6))
 HEADER = {"model": {"shapes": {**{name: [8, 8] for name in NAMES}, "gain": [8]}}}

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure as Canvas
 from runs import run_of
 
 from probes.run import Record, Run
-from reports import sharpness
 from reports.finding import Finding
-from reports.regime import judge
+from reports.stability import sharpness
+from reports.stability.regime import judge
 
 
 def chapter_of(ratios: list[float], losses: list[float] | None = None) -> tuple[str, str, str]:

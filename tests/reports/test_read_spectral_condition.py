@@ -6,8 +6,8 @@ import pytest
 from matplotlib.figure import Figure as Canvas
 from runs import Key, run_of
 
-from reports import learning_rate
 from reports.finding import Finding
+from reports.learning_rate import chapter as learning_rate
 
 HEADER = {"model": {"shapes": {"a.weight": [64, 32], "b.weight": [64, 32], "c.weight": [64, 3, 3, 3], "gain": [64]}}}
 

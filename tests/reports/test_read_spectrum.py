@@ -11,12 +11,12 @@ import pytest
 from runs import run_of
 
 from probes.run import Record, Run
-from reports import spectrum
-from reports.charts_density import MOST_RIDGES, Ridge, Scale, scale_of
 from reports.compose import compose
 from reports.finding import Finding
 from reports.render.canvas import drawn, report_style
 from reports.render.svg import to_svg
+from reports.spectrum import chapter as spectrum
+from reports.spectrum.charts import MOST_RIDGES, Ridge, Scale, scale_of
 
 P = 1000
 LEVELS = {"spectrum/bulk", "spectrum/negative", "spectrum/layers", "spectrum/directions"}

@@ -8,8 +8,8 @@ import pytest
 from runs import Key, run_of
 
 from probes.run import Run
-from reports import sharpness
 from reports.finding import Finding
+from reports.stability import sharpness
 
 CALM = [0.5] * 18
 

@@ -10,10 +10,11 @@ from diagnostics.estimate import ErrorKind, Estimate, format_value
 from probes.run import Run
 from probes.run.reader import Series
 from reports.chapter import method_of, reason_missing, unmeasured
-from reports.deciding import Deciding, deciding
 from reports.finding import Finding
-from reports.regime import EDGE_BAND, MOST_MARGIN, Verdict, judge
-from reports.regime_words import (
+from reports.stability.context import around, small_batch_edge
+from reports.stability.deciding import Deciding, deciding
+from reports.stability.regime import EDGE_BAND, MOST_MARGIN, Verdict, judge
+from reports.stability.regime_words import (
     BATCHES,
     BETWEEN,
     ELSEWHERE,
@@ -25,7 +26,6 @@ from reports.regime_words import (
     TRIAL_LONG,
     Words,
 )
-from reports.stability_context import around, small_batch_edge
 from reports.words import counted
 
 ID = "sharpness/regime"

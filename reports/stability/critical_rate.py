@@ -19,7 +19,7 @@ from reports.chapter import method_of, step_table
 from reports.charts import Line, lines, stacked
 from reports.document import Figure
 from reports.finding import Finding
-from reports.rates import last_at_rate, rates_in_force
+from reports.learning_rate.rates import last_at_rate, rates_in_force
 from reports.words import counted
 
 CITATION = "Kalra et al., arXiv 2601.16979"

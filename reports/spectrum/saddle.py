@@ -10,7 +10,7 @@ from diagnostics.estimate import Estimate
 from probes.run import Run
 from reports.chapter import method_of
 from reports.finding import Finding
-from reports.spectrum_records import CITATION, at_step, missing, number, value_of
+from reports.spectrum.records import CITATION, at_step, missing, number, value_of
 
 STRONG = 0.5
 """Negative curvature as a share of the bulk's positive end, from which a standstill is called a saddle. At the

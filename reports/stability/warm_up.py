@@ -12,10 +12,10 @@ from diagnostics.estimate import Estimate
 from probes.run import Run
 from probes.run.reader import Series
 from reports.chapter import method_of
-from reports.deciding import Deciding, deciding
 from reports.finding import Finding
-from reports.regime import EDGE_BAND, FAR_BEYOND
-from reports.stability import loss_of, measured_without_batch_statistics
+from reports.stability.deciding import Deciding, deciding
+from reports.stability.regime import EDGE_BAND, FAR_BEYOND
+from reports.stability.verdict import loss_of, measured_without_batch_statistics
 
 ID = "sharpness/warm_up"
 CITATION = "Gilmer et al., arXiv 2110.04369"

@@ -8,8 +8,8 @@ import numpy
 
 from diagnostics.estimate import format_value
 from probes.run import Run
-from reports.deciding import Deciding, batch_size
-from reports.regime import EDGE_BAND, FAR_BEYOND, RECENT, Verdict
+from reports.stability.deciding import Deciding, batch_size
+from reports.stability.regime import EDGE_BAND, FAR_BEYOND, RECENT, Verdict
 
 MOVED = 1.05
 """Thresholds that differ by more than this factor come from a schedule."""

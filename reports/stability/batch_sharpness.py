@@ -17,10 +17,10 @@ from probes.run.reader import Series
 from reports import palette
 from reports.chapter import Chapter, method_of, reason_missing, step_table, unmeasured
 from reports.charts import Edge, Line, stacked
-from reports.deciding import batch_size
 from reports.document import Figure
-from reports.edge_lines import lines_on_edge
 from reports.finding import Finding
+from reports.stability.deciding import batch_size
+from reports.stability.edge_lines import lines_on_edge
 
 ID = "batch_sharpness/noise"
 CITATION = "Andreyev & Beneventano, arXiv 2412.20553"

@@ -19,9 +19,9 @@ from reports.chapter import method_of, step_table
 from reports.charts import Edge, Line, lines, short, stacked
 from reports.document import Figure
 from reports.finding import Finding
-from reports.regime import SPIKE
-from reports.stability import loss_of
-from reports.tensor_curves import MOST_CURVES, curves, matrices, measured, named
+from reports.learning_rate.tensor_curves import MOST_CURVES, curves, matrices, measured, named
+from reports.stability.regime import SPIKE
+from reports.stability.verdict import loss_of
 from reports.words import counted
 
 SPIKES_CITATION = "Wortsman et al., arXiv 2304.13013"

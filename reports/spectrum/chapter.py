@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from diagnostics.estimate import Estimate
 from probes.run import Record, Run
-from reports import saddle
 from reports.chapter import Chapter, method_of, reason_missing, unmeasured
 from reports.charts import short
 from reports.finding import Finding
-from reports.spectrum_figures import figures
-from reports.spectrum_records import CITATION, at_step, missing, number, percent, value_of
-from reports.stability import measured_without_batch_statistics
+from reports.spectrum import saddle
+from reports.spectrum.figures import figures
+from reports.spectrum.records import CITATION, at_step, missing, number, percent, value_of
+from reports.stability.verdict import measured_without_batch_statistics
 from reports.words import counted
 
 OUTLIERS = "Sagun et al., arXiv 1706.04454; Papyan, arXiv 1811.07062"

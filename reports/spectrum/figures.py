@@ -13,8 +13,8 @@ from probes.run.reader import Series
 from reports import palette
 from reports.chapter import step_table
 from reports.charts import Line, lines, short, stacked
-from reports.charts_density import MOST_RIDGES, Ridge, waterfall
 from reports.document import Figure, Table
+from reports.spectrum.charts import MOST_RIDGES, Ridge, waterfall
 from reports.words import counted
 
 MOST_LAYERS = 30

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from probes.run import Run
 from reports.chapter import Chapter, reason_missing, unmeasured
-from reports.distance import distance
-from reports.implicit_decay import CITATION, effective_figure, implicit_decay
-from reports.moments import below_epsilon, moment_figure, outgrown
-from reports.not_training import not_training
-from reports.rotation import rotation, rotation_figure
-from reports.spectral_condition import spectral_condition, spectral_figure
-from reports.timescale import timescale
-from reports.update_size import update_figure, update_size
+from reports.learning_rate.distance import distance
+from reports.learning_rate.implicit_decay import CITATION, effective_figure, implicit_decay
+from reports.learning_rate.moments import below_epsilon, moment_figure, outgrown
+from reports.learning_rate.not_training import not_training
+from reports.learning_rate.rotation import rotation, rotation_figure
+from reports.learning_rate.spectral_condition import spectral_condition, spectral_figure
+from reports.learning_rate.timescale import timescale
+from reports.learning_rate.update_size import update_figure, update_size
 
 FINDINGS = (
     update_size,

@@ -13,8 +13,8 @@ from reports.chapter import method_of, step_table
 from reports.charts import Edge, Line, lines, short, stacked
 from reports.document import Figure
 from reports.finding import Finding
-from reports.rates import last_at_rate
-from reports.tensor_curves import curves, matrices, spread_over_depth
+from reports.learning_rate.rates import last_at_rate
+from reports.learning_rate.tensor_curves import curves, matrices, spread_over_depth
 from reports.words import counted
 
 CITATION = "Stanford CS231n notes, 'Ratio of weights:updates'; Kosson et al., arXiv 2305.17212"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from reports.finding import Level
-from reports.regime import Regime
+from reports.stability.regime import Regime
 
 LOWER = (
     "Lower the learning rate: to a third, then by the ratio.",

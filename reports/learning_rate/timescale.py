@@ -13,7 +13,7 @@ from probes.run import Run
 from reports.chapter import method_of
 from reports.charts import short
 from reports.finding import Finding
-from reports.tensor_curves import matrices, measured
+from reports.learning_rate.tensor_curves import matrices, measured
 
 CITATION = "Wang & Aitchison, arXiv 2405.13698"
 

@@ -18,10 +18,10 @@ from reports import palette
 from reports.chapter import method_of, step_table, unmeasured
 from reports.charts import Line, lines, short, stacked
 from reports.document import Figure
-from reports.edge_lines import wide
 from reports.finding import Finding
-from reports.stability import measured_without_batch_statistics
-from reports.tensor_curves import curves, spread_over_depth
+from reports.learning_rate.tensor_curves import curves, spread_over_depth
+from reports.stability.edge_lines import wide
+from reports.stability.verdict import measured_without_batch_statistics
 from reports.words import counted
 
 CITATION = "van Laarhoven, arXiv 1706.05350; Lyle et al., arXiv 2407.01800"

@@ -15,12 +15,12 @@ from probes.run import Run
 from reports import palette
 from reports.chapter import Chapter, method_of, reason_missing, step_table, unmeasured
 from reports.charts import Line, lines, stacked
-from reports.critical_rate import CITATION, critical_figure, critical_rate
 from reports.document import Figure
 from reports.finding import Finding
-from reports.spectrum_records import share
-from reports.stability import measured_without_batch_statistics
-from reports.trace_bound import trace_bound
+from reports.spectrum.records import share
+from reports.stability.critical_rate import CITATION, critical_figure, critical_rate
+from reports.stability.trace_bound import trace_bound
+from reports.stability.verdict import measured_without_batch_statistics
 
 SUBSPACE_CITATION = "Gur-Ari et al., arXiv 1812.04754; Song et al., arXiv 2405.16002"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from diagnostics.estimate import exact
 from probes.run import Run
 from reports.finding import Finding
-from reports.tensor_curves import named
+from reports.learning_rate.tensor_curves import named
 from reports.words import counted
 
 

@@ -18,10 +18,10 @@ from probes.run.reader import Series
 from reports.chapter import method_of, step_table
 from reports.charts import Edge, Line, lines, short, stacked
 from reports.document import Figure
-from reports.edge_lines import lines_on_edge, wide
 from reports.finding import Finding
-from reports.rates import last_at_rate
-from reports.tensor_curves import at, curves, matrices, measured, spread_over_depth, steps_of
+from reports.learning_rate.rates import last_at_rate
+from reports.learning_rate.tensor_curves import at, curves, matrices, measured, spread_over_depth, steps_of
+from reports.stability.edge_lines import lines_on_edge, wide
 from reports.words import counted
 
 ID = "learning_rate/rotation"

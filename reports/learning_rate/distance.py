@@ -9,7 +9,7 @@ from probes.run import Run
 from reports.chapter import method_of
 from reports.charts import short
 from reports.finding import Finding
-from reports.tensor_curves import at, matrices, measured
+from reports.learning_rate.tensor_curves import at, matrices, measured
 
 CITATION = "Chizat et al., arXiv 1812.07956"
 

@@ -15,8 +15,8 @@ from reports.chapter import Chapter, method_of, step_table
 from reports.charts import Edge, Line, lines, stacked
 from reports.document import Figure
 from reports.finding import Finding
-from reports.stability import CITATION, verdict
-from reports.warm_up import warm_up
+from reports.stability.verdict import CITATION, verdict
+from reports.stability.warm_up import warm_up
 
 
 def read(run: Run) -> Chapter:

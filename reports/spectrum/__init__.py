@@ -1,0 +1,1 @@
+"""Reading Hessian spectra: sharp directions, flat ones, and the way down."""
