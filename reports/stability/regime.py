@@ -95,9 +95,11 @@ def _regime(
 ) -> Regime:
     if len(losses) and (not numpy.isfinite(losses[-1]) or losses[-1] > 10 * abs(losses[0])):
         return "diverged"
-    if (values - errors).max() > FAR_BEYOND * lowest and spiked(losses) and _lost(losses):
+    highest = (values - errors).max()
+    thrown = spiked(losses) and highest > FAR_BEYOND or _above_its_start(losses) and highest > EDGE_BAND[1]
+    if _lost(losses) and (thrown or (spiked(losses) and highest > FAR_BEYOND * lowest)):
         return "blown up"
-    if (values - errors).max() > FAR_BEYOND and spiked(losses) and level <= EDGE_BAND[1]:
+    if thrown and level <= EDGE_BAND[1]:
         return "catapult"
     if level > FAR_BEYOND:
         return "beyond" if level - margin > EDGE_BAND[1] else "unresolved"
@@ -118,8 +120,15 @@ def _still_rising(values: numpy.ndarray, errors: numpy.ndarray) -> bool:
 
 def _lost(losses: numpy.ndarray) -> bool:
     """Whether what had been learnt is gone: back at the first loss, or far above the lowest and no small part of it."""
+    if not len(losses):
+        return False
     back = losses[-1] >= 0.9 * losses[0]
     return bool(back or (losses[-1] > LOST * numpy.nanmin(losses) and losses[-1] > 0.1 * losses[0]))
+
+
+def _above_its_start(losses: numpy.ndarray) -> bool:
+    """Whether the loss ever stood well above that of the first state: oscillation at the edge does not do that."""
+    return bool(len(losses) > 1 and numpy.nanmax(losses) > SPIKE * losses[0] > 0)
 
 
 def spiked(losses: numpy.ndarray) -> bool:
