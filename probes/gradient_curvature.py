@@ -1,8 +1,7 @@
-"""Curvature along the gradient and along the last update, and the learning rate at which that update stops helping.
+"""Curvature along the gradient and along the next step, and the learning rate at which that step stops helping.
 
-A Monitor measures right after a step. The update is the step just taken, θ is where it led: its direction is used at
-the new point, as if the same step were taken once more. At the edge of stability, where steps alternate, that is the
-way back.
+A Monitor measures right after a step. The next one is found by letting a copy of the optimizer take it, with the
+objective's gradient. Where a copy cannot (a step that needs a closure), the last one is used at the point it led to.
 """
 
 from __future__ import annotations
@@ -25,20 +24,25 @@ from diagnostics import (
     gradient_curvature,
     trace_ratio,
 )
+from diagnostics.stability.trial_step import trial_step
 from probes.probe import Cost, Moment, Need, Reading
+
+NEXT_STEP = "along the step a copy of the optimizer takes with the objective's gradient"
+FORWARD_PASSES = 16
+"""At most, for the critical rate: with separable data the loss falls along some steps for ever."""
 
 LAST_UPDATE = "along the last update, at the point it led to"
 
 
 @dataclass
 class GradientCurvature:
-    """gᵀHg/‖g‖², cos(g, Hg), the ratio of the last update to the step the quadratic model allows, and η_c.
+    """gᵀHg/‖g‖², cos(g, Hg), the ratio of the next step to the one that the quadratic model allows, and η_c.
 
     Args:
         every: own schedule; the Monitor's by default.
         k: follow the share of the gradient in the k sharpest directions; 0 leaves it out, for it costs an eigenvalue
             search.
-        critical: measure the critical learning rate along the last update, from some ten forward passes.
+        critical: measure the critical learning rate along the next step, from some ten forward passes.
         trace_products: products for the trace over the threshold, at least 4; 0 leaves it out.
 
     Raises:
@@ -75,9 +79,15 @@ class GradientCurvature:
         assert objective is not None
         hessian = Hessian(objective)
         yield from _or_skipped("directional", lambda: self._along_gradient(objective, hessian))
-        yield from _or_skipped("step_ratio", lambda: _along_update(moment, objective, hessian))
-        if self.critical:
-            yield from _or_skipped("critical_sharpness", lambda: _critical(moment, objective))
+        try:
+            update, along = _update(moment, objective)
+        except DiagnosticsError as reason:
+            for name in ("step_ratio", *(("critical_sharpness",) if self.critical else ())):
+                yield Reading(name, None, status="skipped", note=str(reason))
+        else:
+            yield from _or_skipped("step_ratio", lambda: _along_update(update, along, objective, hessian))
+            if self.critical:
+                yield from _or_skipped("critical_sharpness", lambda: _critical(moment, objective, update, along))
         if self.trace_products:
             yield from _or_skipped("trace_ratio", lambda: self._trace(moment, objective, hessian))
 
@@ -100,17 +110,28 @@ class GradientCurvature:
         )
 
 
-def _along_update(moment: Moment, objective: Objective, hessian: Hessian) -> Iterator[Reading]:
-    measured = directional_sharpness(objective, _last_update(moment, objective), hessian=hessian)
-    yield _reading("step_ratio", measured.ratio, LAST_UPDATE)
+def _along_update(update: Tensor, along: str, objective: Objective, hessian: Hessian) -> Iterator[Reading]:
+    measured = directional_sharpness(objective, update, hessian=hessian)
+    yield _reading("step_ratio", measured.ratio, along)
 
 
-def _critical(moment: Moment, objective: Objective) -> Iterator[Reading]:
-    update = _last_update(moment, objective)
+def _critical(moment: Moment, objective: Objective, update: Tensor, along: str) -> Iterator[Reading]:
     lr, note = _learning_rate(moment, objective)
-    measured = critical_sharpness(objective, update / lr, lr=lr)
-    yield _reading("critical_sharpness", measured.value, note)
-    yield _reading("critical_lr", measured.lr, note)
+    measured = critical_sharpness(objective, update / lr, lr=lr, max_evaluations=FORWARD_PASSES)
+    yield _reading("critical_sharpness", measured.value, along + note)
+    yield _reading("critical_lr", measured.lr, along + note)
+
+
+def _update(moment: Moment, objective: Objective) -> tuple[Tensor, str]:
+    """Δ (P,) of the next step, or else of the last one; and which it is."""
+    if moment.optimizer is not None:
+        try:
+            planned = trial_step(objective, moment.optimizer)
+        except DiagnosticsError:
+            return _last_update(moment, objective), LAST_UPDATE
+        if bool(planned.any()):
+            return planned, NEXT_STEP
+    return _last_update(moment, objective), LAST_UPDATE
 
 
 def _last_update(moment: Moment, objective: Objective) -> Tensor:
@@ -142,7 +163,7 @@ def _learning_rate(moment: Moment, objective: Objective) -> tuple[float, str]:
     lr = max(rates)
     if not 0 < lr < math.inf:
         raise DiagnosticsError("the learning rate is not positive", given=f"{lr:g}")
-    return lr, LAST_UPDATE + (f"; groups differ, in units of the largest rate {lr:g}" if len(rates) > 1 else "")
+    return lr, f"; groups differ, in units of the largest rate {lr:g}" if len(rates) > 1 else ""
 
 
 def _reading(name: str, estimate: Estimate, note: str | None = None) -> Reading:

@@ -1,7 +1,7 @@
-"""Reading the critical learning rate: the smallest at which repeating the last update would raise the loss.
+"""Reading the critical learning rate: the smallest at which the next step would raise the loss.
 
-Below it a step helps. Where steps alternate, as at the edge of stability, or noise turns each another way, repeating
-the last one raises the loss at any rate: that is said, and is no fault. A rate that stays above the critical one is.
+Below it a step helps. Where momentum or noise of former steps carries it uphill, the loss rises at any rate: that is
+said, and is no fault. A rate that stays above the critical one is.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def critical_rate(run: Run) -> list[Finding]:
     beyond = False
     value: Estimate | None = None
     if not kept.any() or last is None or last.value is None:
-        claim = f"Repeating the last update raises the loss at any rate, at {rising} of the last "
+        claim = f"The next step would raise the loss at any rate, at {rising} of the last "
         claim += counted(len(recent), "check")
     else:
         step = int(critical.steps[kept][-1])
@@ -65,7 +65,7 @@ def critical_rate(run: Run) -> list[Finding]:
             of_late = float(numpy.median(over))
             # Where most checks lead uphill the others are a selection that says nothing of a usual step.
             beyond = of_late > ABOVE if len(over) >= FEW else of_late > FAR_ABOVE and not rising
-            claim = "A step along the last update raises the loss: the" if beyond else "The"
+            claim = "A step raises the loss: the" if beyond else "The"
             claim += f" learning rate is {of_late:.2g} times the critical one of late ({rate} at step {step})"
             value = exact(of_late, method_of(last))
         claim += f"; at {rising} of the last {len(recent)} checks the loss rose at any rate" if rising else ""
@@ -91,19 +91,22 @@ def critical_rate(run: Run) -> list[Finding]:
 
 
 def _meaning(beyond: bool, rising: int) -> str:
-    text = "The critical rate is the smallest at which repeating the last update would raise the loss. "
+    text = (
+        "The critical rate is the smallest at which the next step, with the gradient of the whole objective, would "
+        "raise the loss. "
+    )
     if beyond:
         return text + "Beyond it progress has to come from steps that cancel, which costs time at best."
     if rising:
         return (
-            text + "There is none where the update leads uphill: steps alternate at the edge of stability, or noise "
-            "turns each another way, and what is gained is gained over many of them."
+            text + "There is none where the step leads uphill: momentum or the noise of former steps carries it "
+            "there, and what is gained is gained over many of them."
         )
     return text + "Below it each step helps."
 
 
 def _uphill(run: Run) -> set[int]:
-    """Checks at which the loss rose along the last update from the start."""
+    """Checks at which the loss rose along the step from the start."""
     return {
         record.step
         for record in run.records
@@ -140,8 +143,7 @@ def critical_figure(run: Run) -> list[Figure]:
         Figure(
             id="critical-rate",
             title="Critical learning rate and the rate in force",
-            caption="Where the rate in force is above the critical one, repeating the last update raises the loss."
-            + gaps,
+            caption="Where the rate in force is above the critical one, the next step would raise the loss." + gaps,
             alt=f"Critical learning rate over steps {critical.steps[0]} to {critical.steps[-1]}, from "
             f"{critical.values[0]:.3g} to {critical.values[-1]:.3g}, log scale.",
             draw=partial(_draw_rates, curves),

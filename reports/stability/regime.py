@@ -96,7 +96,7 @@ def _regime(
     if len(losses) and (not numpy.isfinite(losses[-1]) or losses[-1] > 10 * abs(losses[0])):
         return "diverged"
     highest = (values - errors).max()
-    thrown = spiked(losses) and highest > FAR_BEYOND or _above_its_start(losses) and highest > EDGE_BAND[1]
+    thrown = (spiked(losses) and highest > FAR_BEYOND) or (_above_its_start(losses) and highest > EDGE_BAND[1])
     if _lost(losses) and (thrown or (spiked(losses) and highest > FAR_BEYOND * lowest)):
         return "blown up"
     if thrown and level <= EDGE_BAND[1]:
