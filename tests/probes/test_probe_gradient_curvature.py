@@ -22,6 +22,7 @@ from diagnostics import (
 )
 from diagnostics.stability.trial_step import trial_step
 from probes import GradientCurvature, Monitor, Run
+from probes.gradient_curvature import FORWARD_PASSES
 from probes.probe import Moment, Reading, TensorUpdate
 from tests.probes.toy import Toy, Watch
 
@@ -69,7 +70,7 @@ def test_every_number_is_that_of_a_direct_call(make: Callable[[], Toy]) -> None:
     update = trial_step(toy.objective, toy.optimizer)
     lr = toy.optimizer.param_groups[0]["lr"]
     direct = gradient_curvature(toy.objective, 2)
-    critical = critical_sharpness(toy.objective, update / lr, lr=lr)
+    critical = critical_sharpness(toy.objective, update / lr, lr=lr, max_evaluations=FORWARD_PASSES)
     expected = {
         "gradient_norm": direct.norm,
         "directional": direct.curvature,
@@ -125,7 +126,7 @@ def test_groups_that_differ_are_told_apart_and_frozen_tensors_do_not_move() -> N
     update = trial_step(toy.objective, toy.optimizer)
     assert float((update == 0).sum()) >= 16
     assert float(got["critical_lr"].value) == pytest.approx(
-        float(critical_sharpness(toy.objective, update / 0.3, lr=0.3).lr), rel=1e-4
+        float(critical_sharpness(toy.objective, update / 0.3, lr=0.3, max_evaluations=FORWARD_PASSES).lr), rel=1e-4
     )
 
 
