@@ -17,6 +17,7 @@ from probes.checkpoint.load import load_checkpoint
 from probes.checkpoint.state import state_tensors
 from probes.checkpoint.task import build_task
 from probes.checkpoint.weights import survey
+from probes.gradient_curvature import GradientCurvature
 from probes.header import describe_groups, describe_objective, describe_optimizer, device_name, versions
 from probes.journal import to_record
 from probes.learning_rate import EffectiveLearningRate
@@ -47,7 +48,8 @@ def examine(
 ) -> Run:
     """Open a checkpoint and measure what can be measured; the result is a Run with one step.
 
-    The spectrum is measured only when it is asked for by name: it costs twenty times the rest.
+    The spectrum and the curvature along steps are measured only when they are asked for by name: the first costs twenty
+    times the rest.
 
     Args:
         path: the file.
@@ -103,7 +105,8 @@ def _probes(only: Collection[str] | None) -> list[Probe]:
     probes: list[Probe] = [Sharpness(tol=1e-3), EffectiveLearningRate(), Units()]
     if only is None:
         return probes
-    return [probe for probe in (*probes, Spectrum(steps=64)) if probe.name in only]
+    named: list[Probe] = [GradientCurvature(), Spectrum(steps=64)]
+    return [probe for probe in (*probes, *named) if probe.name in only]
 
 
 def _measure(probe: Probe, objective: Objective, optimizer: Optimizer | None, step: int) -> Iterable[Reading]:
