@@ -21,7 +21,8 @@ OK, FINDINGS, USAGE, NOT_TAKEN, UNSAFE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 DISTRIBUTION = "training-dynamics-diagnostics"
 
-PROBES = ("sharpness", "gradient_curvature", "spectrum", "learning_rate", "units")
+NAMED = ("gradient_curvature", "spectrum")
+PROBES = ("sharpness", "learning_rate", "units", *NAMED)
 
 _EPILOG = """\
 diagnose runs/a                       report on a run that a Monitor wrote
@@ -97,7 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fail-on", choices=("warn", "fail", "never"), default="fail", help="exit with 1 at this level (default: fail)"
     )
-    parser.add_argument("--probes", metavar="A,B", help=f"only these: {', '.join(PROBES)}; the second and third must be named")
+    parser.add_argument(
+        "--probes", metavar="A,B", help=f"only these: {', '.join(PROBES)}; {' and '.join(NAMED)} must be named"
+    )
     parser.add_argument("--device", metavar="D", help="where the task makes its tensors, e.g. cuda")
     parser.add_argument(
         "--trust", action="store_true", help="run the code that a pickled checkpoint asks for: only for your own files"
