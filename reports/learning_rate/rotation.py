@@ -39,7 +39,7 @@ NO_ADVICE: tuple[str, ...] = ()
 
 def rotation(run: Run) -> list[Finding]:
     """How fast matrices turn, and whether that is what weight decay leads to."""
-    turned = measured(run, "rotation", matrices(run, "rotation"))
+    turned = _turned(run)
     if not turned:
         return []
     step = last_at_rate(run, steps_of(turned))
@@ -79,6 +79,14 @@ def rotation(run: Run) -> list[Finding]:
             citation=CITATION,
         )
     ]
+
+
+def _turned(run: Run) -> dict[str, Series]:
+    """Rotations, where they say more than the size of steps: some weight has only its direction, or a balance ahead."""
+    telling = ("effective", "row_effective", "rotation_predicted")
+    if not any(run.layers("learning_rate", quantity) for quantity in telling):
+        return {}
+    return measured(run, "rotation", matrices(run, "rotation"))
 
 
 _NO_DECAY = (
@@ -126,7 +134,7 @@ def _odd(over: dict[str, float], step: int, due: float | None) -> str | None:
 
 def rotation_figure(run: Run) -> list[Figure]:
     """Rotation over steps, and below it over its equilibrium where one is predicted."""
-    turned = {name: one for name, one in measured(run, "rotation", matrices(run, "rotation")).items() if len(one) > 1}
+    turned = {name: one for name, one in _turned(run).items() if len(one) > 1}
     if not turned:
         return []
     names, few = spread_over_depth(list(turned))

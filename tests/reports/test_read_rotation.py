@@ -68,10 +68,18 @@ def test_a_matrix_as_predicted_among_others_that_are_not_is_no_outlier() -> None
 
 
 def test_without_decay_no_balance_is_predicted_and_gains_do_not_count() -> None:
-    found = finding(run_with({NAMES[0]: 1e-3, "gain": 1.0}, predicted=None, timescale=None))
+    alone = run_with({NAMES[0]: 1e-3, "gain": 1.0}, predicted=None, timescale=None)
+    invariant = run_of({("learning_rate", "effective", NAMES[0]): [0.1] * 50})
+    found = finding(Run(alone.header, [*alone.records, *invariant.records]))
     assert found is not None
     assert "0.001 rad (median of 1" in found.claim
     assert "equilibrium" not in found.claim
+
+
+def test_without_decay_and_scale_invariance_rotation_says_no_more_than_the_size_of_steps() -> None:
+    chapter = learning_rate.read(run_with(dict.fromkeys(NAMES, 1e-3), predicted=None, timescale=None))
+    assert not [finding for finding in chapter.findings if finding.id == "learning_rate/rotation"]
+    assert not [figure for figure in chapter.figures if figure.id == "rotation"]
 
 
 @pytest.mark.parametrize(("timescale", "level"), [(50.0, "warn"), (1000.0, None), (1e5, "ok")])
