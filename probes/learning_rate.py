@@ -20,6 +20,7 @@ from diagnostics import (
     rotation,
     update_statistics,
 )
+from diagnostics.stability.rules import unwrap_optimizer
 from probes.probe import Cost, Moment, Need, Reading, TensorUpdate
 
 OF_MATRICES = ("invariant_rows", "row_effective", "gradient_over_moment", "sign_agreement")
@@ -33,6 +34,12 @@ class _Start:
     step: int
     parameter: ReferenceType[Tensor]
     values: Tensor
+
+    def of(self, tensor: Tensor | None, step: int) -> bool:
+        """Whether this is where a tensor of that step came from."""
+        return (
+            tensor is not None and self.parameter() is tensor and self.values.shape == tensor.shape and self.step < step
+        )
 
 
 @dataclass
@@ -72,21 +79,24 @@ class EffectiveLearningRate:
                 yield Reading("relative_update", change / before, tensor, note=how)
                 moved[tensor] = update
             else:
-                yield Reading("relative_update", None, tensor, note="the tensor was all zero", status="skipped")
+                note = "the tensor was all zero" if update.before.numel() else "the tensor has no entries"
+                yield Reading("relative_update", None, tensor, note=note, status="skipped")
         if self.from_start:
             self._remember(moment)
         yield from self._expected(moment)
+        rates = _by_name(moment)
         for tensor, update in moved.items():
-            if update.before.ndim >= 2:
-                yield from self._step(moment, tensor, update)
+            if _is_matrix(update.before):
+                yield from self._step(moment, tensor, update, rates.get(tensor, 1.0))
         yield from _rates(moment)
 
     def _remember(self, moment: Moment) -> None:
         """Copies of matrices not seen before, or that belong to another run than the one this probe was last in."""
-        for name, tensor in moment.model.named_parameters():
-            start = self._start.get(name)
-            seen = start is not None and start.parameter() is tensor and start.step < moment.step
-            if tensor.requires_grad and tensor.ndim >= 2 and not seen and bool(tensor.isfinite().all()):
+        named = dict(moment.model.named_parameters())
+        self._start = {name: start for name, start in self._start.items() if start.of(named.get(name), moment.step)}
+        for name, tensor in named.items():
+            seen = name in self._start
+            if tensor.requires_grad and _is_matrix(tensor) and not seen and bool(tensor.isfinite().all()):
                 with torch.inference_mode(False), torch.no_grad():
                     self._start[name] = _Start(moment.step, ref(tensor), tensor.detach().to("cpu", copy=True))
 
@@ -94,8 +104,9 @@ class EffectiveLearningRate:
         """What equilibrium has in store for the matrices of each group that has one."""
         if moment.optimizer is None:
             return
-        names = {id(tensor): name for name, tensor in moment.model.named_parameters() if tensor.ndim >= 2}
-        groups = zip(moment.optimizer.param_groups, equilibrium_rotation(moment.optimizer), strict=True)
+        names = {id(tensor): name for name, tensor in moment.model.named_parameters() if _is_matrix(tensor)}
+        held = unwrap_optimizer(moment.optimizer).param_groups
+        groups = zip(held, equilibrium_rotation(moment.optimizer), strict=True)
         for group, expected in groups:
             for name in (names[id(tensor)] for tensor in group["params"] if id(tensor) in names):
                 if name in moment.updates and expected.rotation.determined:
@@ -103,7 +114,7 @@ class EffectiveLearningRate:
                     yield Reading("rotation_predicted", expected.rotation.value, name, note=note)
                     yield Reading("timescale", expected.timescale.value, name, note=expected.timescale.how)
 
-    def _step(self, moment: Moment, name: str, update: TensorUpdate) -> list[Reading]:
+    def _step(self, moment: Moment, name: str, update: TensorUpdate, lr: float) -> list[Reading]:
         """What is defined of the step of one matrix."""
         start = self._start.get(name)
         moved = start is not None and start.step < moment.step
@@ -113,7 +124,7 @@ class EffectiveLearningRate:
                 update.before,
                 update.after,
                 initial=start.values if start is not None and moved else None,
-                lr=_rate(moment, name),
+                lr=lr,
             )
         found = {
             "rotation": turned.rows,
@@ -135,12 +146,18 @@ class EffectiveLearningRate:
         ]
 
 
-def _rate(moment: Moment, name: str) -> float:
-    """η of a tensor's group; 1 without an optimizer that holds it."""
-    parameter = dict(moment.model.named_parameters())[name]
-    groups = [] if moment.optimizer is None else moment.optimizer.param_groups
-    held = (group for group in groups if any(parameter is tensor for tensor in group["params"]))
-    return float(next(held, {"lr": 1.0})["lr"])
+def _is_matrix(tensor: Tensor) -> bool:
+    return tensor.ndim >= 2 and not tensor.is_complex()
+
+
+def _by_name(moment: Moment) -> dict[str, float]:
+    """η of each tensor that the optimizer holds."""
+    if moment.optimizer is None:
+        return {}
+    groups = unwrap_optimizer(moment.optimizer).param_groups
+    rates = {id(tensor): float(group["lr"]) for group in groups for tensor in group["params"]}
+    named = moment.model.named_parameters()
+    return {name: rates[id(tensor)] for name, tensor in named if id(tensor) in rates}
 
 
 def _rates(moment: Moment) -> Iterator[Reading]:

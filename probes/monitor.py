@@ -252,8 +252,11 @@ class Monitor:
         if self.objective is None:
             return "no objective was given"
         now = dict(self.model.named_parameters())
-        if any(now.get(name) is not tensor for name, tensor in self.objective.space.items()):
+        space = self.objective.space
+        if any(now.get(name) is not tensor for name, tensor in space.items()):
             return "parameters of the model were replaced after the objective was built, which still holds the old ones"
+        if any(tensor.numel() != size for tensor, size in zip(space.tensors, space.sizes, strict=True)):
+            return "parameters of the model have another size than when the objective was built"
         return None
 
     def _failed(self, probe: Probe, problem: Exception, where: str = "") -> Reading:

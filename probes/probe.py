@@ -37,17 +37,22 @@ class TensorUpdate:
     @property
     def norm(self) -> float:
         """The norm before the step."""
-        return float(torch.linalg.vector_norm(self.before, dtype=torch.float64))
+        return _norm(self.before)
 
     @property
     def change(self) -> float:
         """The norm of the step."""
-        return float(torch.linalg.vector_norm(self.delta(), dtype=torch.float64))
+        return _norm(self.delta())
 
     def delta(self) -> Tensor:
         """The step itself, made anew on every call."""
         with torch.inference_mode(False), torch.no_grad():
             return self.after - self.before
+
+
+def _norm(tensor: Tensor) -> float:
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return float(torch.linalg.vector_norm(real, dtype=torch.float64))
 
 
 @dataclass(frozen=True)

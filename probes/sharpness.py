@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -9,6 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from diagnostics import DiagnosticsError, Hessian, sharpness, stability
+from diagnostics.stability.arguments import real_number, whole_number
 from diagnostics.stability.sharpness import NEAR
 from probes.probe import Cost, Moment, Need, Reading
 
@@ -40,10 +42,9 @@ class Sharpness:
     _count: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.tol > 0:
-            raise DiagnosticsError("tol is not positive", given=str(self.tol), expected="a relative residual, as 1e-2")
-        if not self.cold_every >= 1:
-            raise DiagnosticsError("cold_every is too small", given=str(self.cold_every), expected="at least 1")
+        expected = "a relative residual, as 1e-2"
+        self.tol = real_number("tol is not positive", self.tol, expected, lambda value: 0 < value < math.inf)
+        self.cold_every = whole_number("cold_every is too small", self.cold_every, "a whole number, at least 1", 1)
 
     def settings(self) -> dict[str, Any]:
         """Tolerance and how often it starts cold."""

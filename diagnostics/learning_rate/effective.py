@@ -21,12 +21,14 @@ from torch.optim import Adafactor, Optimizer
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, exact
 from diagnostics.learning_rate.moments import coordinate_rates, cosine, moment_statistics, quantiles
+from diagnostics.learning_rate.rotation import row_norms
 from diagnostics.learning_rate.scale_invariance import FELL, HALVED, Invariance, scale_invariance
 from diagnostics.learning_rate.table import EffectiveLearningRates, TensorRate
 from diagnostics.objective import Objective
 from diagnostics.parameters import unwrap
 from diagnostics.stability.preconditioner import rules_by_parameter
-from diagnostics.stability.rules import StepRule, unwrap_optimizer
+from diagnostics.stability.rules import StepRule
+from diagnostics.stability.rules.wrappers import wrapped_by
 
 
 def effective_learning_rates(model: nn.Module, optimizer: Optimizer, objective: Objective) -> EffectiveLearningRates:
@@ -50,18 +52,21 @@ def effective_learning_rates(model: nn.Module, optimizer: Optimizer, objective: 
         >>> [(row.tensor, float(row.invariant_rows)) for row in rates.rows if row.scale_invariant]
         [('0.weight', 0.0)]
     """
+    if not isinstance(objective, Objective):
+        raise DiagnosticsError("objective is not an Objective", given=type(objective).__name__)
     if unwrap(model) is not objective.model:
         raise DiagnosticsError(
             "model is not the one the objective was built on",
             given=type(model).__name__,
             expected=f"the same {type(objective.model).__name__} object",
         )
-    inner = unwrap_optimizer(optimizer)
+    inner, wrappers = wrapped_by(optimizer)
     groups = {id(tensor): group for group in inner.param_groups for tensor in group["params"]}
     try:
         rules, note = rules_by_parameter(optimizer), ""
     except DiagnosticsError as reason:
         rules, note = {}, str(reason)
+    wrapped = f"; the step inside {type(optimizer).__name__}" if wrappers else ""
     space = objective.space
     if not any(id(tensor) in groups for tensor in space.tensors):
         raise DiagnosticsError("the optimizer holds none of the objective's parameters", given=type(optimizer).__name__)
@@ -83,8 +88,8 @@ def effective_learning_rates(model: nn.Module, optimizer: Optimizer, objective: 
                 alignment=exact(alignments[name], f"one gradient; {objective.description}"),
                 scale_invariant=invariant[name].tensor,
                 invariant_rows=_share(invariant[name]),
-                **_rates(inner, name, tensor, rules.get(id(tensor)), value, invariant[name]),
-                **_moments(inner, tensor, rules.get(id(tensor)), gradient, objective.description),
+                **_rates(inner, rules.get(id(tensor)), value, invariant[name], wrapped),
+                **_moments(inner, name, tensor, rules.get(id(tensor)), gradient, objective.description, wrapped),
             )
             for (name, tensor), value, gradient in measured
             if id(tensor) in groups
@@ -116,56 +121,63 @@ def _share(invariance: Invariance) -> Estimate | None:
 
 
 def _rates(
-    optimizer: Optimizer, name: str, tensor: nn.Parameter, rule: StepRule | None, value: Tensor, invariance: Invariance
+    optimizer: Optimizer, rule: StepRule | None, value: Tensor, invariance: Invariance, wrapped: str
 ) -> dict[str, Any]:
-    """The columns that need to know what a step does."""
-    if rule is None:
-        return dict.fromkeys(("coordinate_rate", "effective", "row_effective", "row_rates"))
-    power = 1 if rule.denominator is not None else 2
+    """The columns about rates that need to know what a step does."""
     effective = row_effective = row_rates = None
-    if not isinstance(optimizer, Adafactor):
+    # Adafactor's steps grow with the weights.
+    if rule is not None and not isinstance(optimizer, Adafactor):
+        power = 1 if rule.denominator is not None else 2
         formula = "η/‖w‖" if power == 1 else "η/‖w‖²"
         if invariance.tensor:
             rate = rule.lr / _norm(value) ** power
-            how = f"{formula}; the gradient halves within {HALVED:.0%} when w is doubled"
-            effective = Estimate(rate, HALVED * rate, "bound", how)
+            slack = FELL if value.ndim > 1 else HALVED
+            how = f"{formula}; the gradient falls as w grows, within {slack:.0%}{wrapped}"
+            effective = Estimate(rate, slack * rate, "bound", how)
         if invariance.rows is not None and bool(invariance.rows.any()):
-            sizes = torch.linalg.vector_norm(value.flatten(1), dim=1, dtype=torch.float64).cpu()
-            row_rates = torch.where(invariance.rows, rule.lr / sizes**power, torch.nan)
+            row_rates = torch.where(invariance.rows, rule.lr / row_norms(value) ** power, torch.nan)
             how = (
                 f"median of {formula} over {int(invariance.rows.sum())} scale-invariant rows, half their quartile range"
             )
-            row_effective = _middle(row_rates[invariance.rows], how)
-    steady = coordinate_rates(optimizer, name, tensor, rule)
-    how = "median of η F(1)/(√v̂+ε) over coordinates, half their quartile range"
-    uniform = rule.denominator is None
-    return {
-        "coordinate_rate": exact(rule.lr * rule.filter_at_one, "η F(1)") if uniform else _middle(steady, how),
-        "effective": effective,
-        "row_effective": row_effective,
-        "row_rates": row_rates,
-    }
+            row_effective = _middle(quantiles(row_rates[invariance.rows]), how + wrapped)
+    return {"effective": effective, "row_effective": row_effective, "row_rates": row_rates}
 
 
 def _moments(
-    optimizer: Optimizer, tensor: nn.Parameter, rule: StepRule | None, gradient: Tensor, data: str
+    optimizer: Optimizer,
+    name: str,
+    tensor: nn.Parameter,
+    rule: StepRule | None,
+    gradient: Tensor,
+    data: str,
+    wrapped: str,
 ) -> dict[str, Any]:
-    names = ("gradient_over_moment", "sign_agreement", "moment_alignment")
+    """The columns that need the optimizer's state."""
+    columns = ("gradient_over_moment", "sign_agreement", "moment_alignment")
     if rule is None:
-        return dict.fromkeys(("epsilon_share", *names))
-    found = moment_statistics(optimizer, tensor, gradient, rule=rule)
-    columns = {name: getattr(found, name) for name in names}
-    named = {
-        name: None if column is None else replace(column, how=f"{column.how}; gradient of {data}")
-        for name, column in columns.items()
+        return dict.fromkeys(("coordinate_rate", "epsilon_share", *columns))
+    found = moment_statistics(optimizer, tensor, gradient, rule=rule, name=name)
+    if rule.denominator is None:
+        rate = exact(rule.lr * rule.filter_at_one, "η F(1)" + wrapped)
+    else:
+        # A tensor that has had no gradient yet has no moments, and a rate all the same: zero.
+        rates = found.rates or quantiles(coordinate_rates(optimizer, name, tensor, rule))
+        rate = _middle(rates, "median of η F(1)/(√v̂+ε) over coordinates, half their quartile range" + wrapped)
+    named: dict[str, Estimate | None] = {column: getattr(found, column) for column in columns}
+    return {
+        "coordinate_rate": rate,
+        "epsilon_share": found.epsilon_share,
+        **{
+            column: None if value is None else replace(value, how=f"{value.how}; gradient of {data}")
+            for column, value in named.items()
+        },
     }
-    return {"epsilon_share": found.epsilon_share, **named}
 
 
-def _middle(rates: Tensor, how: str) -> Estimate:
-    _, low, median, high, _ = quantiles(rates)
+def _middle(rates: tuple[float, ...], how: str) -> Estimate:
+    _, low, median, high, _ = rates
     return Estimate(median, (high - low) / 2, "spread", how)
 
 
 def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+    return float(torch.linalg.vector_norm(row_norms(tensor)))

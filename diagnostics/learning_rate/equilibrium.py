@@ -22,7 +22,8 @@ from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam
 
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, exact
-from diagnostics.stability.rules import StepRule, step_rules, unwrap_optimizer
+from diagnostics.stability.rules import StepRule, step_rules
+from diagnostics.stability.rules.wrappers import wrapped_by
 
 FILTERED = (SGD, Adam, AdamW, NAdam, RAdam)
 """Optimizers whose momentum is a direct term and one geometric average of the gradients."""
@@ -73,32 +74,34 @@ def equilibrium_rotation(optimizer: Optimizer) -> tuple[Equilibrium, ...]:
         >>> print(equilibrium_rotation(torch.optim.SGD(weights, lr=0.1))[0])
         group 0: no equilibrium rotation (no equilibrium without decay: norms grow for ever)
     """
-    inner = unwrap_optimizer(optimizer)
+    inner, wrappers = wrapped_by(optimizer)
     rules: list[StepRule | None]
     try:
         rules, reason = list(step_rules(optimizer)), ""
     except DiagnosticsError as refusal:
         rules, reason = [None] * len(inner.param_groups), str(refusal)
     return tuple(
-        _equilibrium(index, inner, group, rule, reason)
+        _equilibrium(index, inner, group, rule, reason, bool(wrappers))
         for index, (group, rule) in enumerate(zip(inner.param_groups, rules, strict=True))
     )
 
 
 def _equilibrium(
-    index: int, optimizer: Optimizer, group: Mapping[str, Any], rule: StepRule | None, reason: str
+    index: int, optimizer: Optimizer, group: Mapping[str, Any], rule: StepRule | None, reason: str, wrapped: bool
 ) -> Equilibrium:
     lion = type(optimizer).__name__ in LION and {"betas", "weight_decay"} <= group.keys()
     if rule is None and not lion:
         return _unknown(index, reason)
     lr = float(group["lr"]) if rule is None else rule.lr
     decay = float(group["weight_decay"]) if rule is None else rule.coupled_decay + rule.decoupled_decay
-    if rule is not None and not (isinstance(optimizer, FILTERED) and rule.stretch == 1 and not rule.ascent):
+    if rule is not None and (wrapped or not isinstance(optimizer, FILTERED)):
         return _unknown(index, f"no formula is known for this step ({rule.text})")
-    if decay == 0.0:
+    if decay <= 0.0:
         return _unknown(index, "no equilibrium without decay: norms grow for ever")
     if lr == 0.0:
         return _unknown(index, "the learning rate is zero")
+    if rule is not None and not 0.0 < rule.filter_at_one < math.inf:
+        return _unknown(index, f"momentum passes {rule.filter_at_one:g} times a steady gradient on")
     if rule is None:
         return _lion(index, lr, decay, *(float(beta) for beta in group["betas"]))
     if rule.coupled_decay and rule.denominator is not None:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -58,6 +59,7 @@ def moment_statistics(
     *,
     update: Tensor | None = None,
     rule: StepRule | None = None,
+    name: str = "the parameter",
 ) -> MomentStatistics:
     """How the moments of one parameter stand to a gradient.
 
@@ -65,12 +67,13 @@ def moment_statistics(
         optimizer: the one that holds the parameter.
         parameter: the live one.
         gradient: of the parameter's shape, without weight decay; decay that the optimizer adds to it is added here.
-        update: the realised step, for its direction.
+        update: the realised step, of the same shape, for its direction.
         rule: of its group, where ``rules_by_parameter`` has been asked already.
+        name: what error messages call the parameter.
 
     Raises:
-        DiagnosticsError: the optimizer does not hold the parameter, its step is not understood, or its second moment
-            is not positive and finite.
+        DiagnosticsError: the optimizer does not hold the parameter, its step is not understood, its second moment is
+            not positive and finite, or gradient and update are not of the parameter's shape and finite.
 
     Example:
         >>> w = nn.Parameter(torch.ones(3))
@@ -84,6 +87,13 @@ def moment_statistics(
     rule = rule if rule is not None else rules_by_parameter(optimizer).get(id(parameter))
     if rule is None:
         raise DiagnosticsError("the optimizer does not hold the parameter", given=type(optimizer).__name__)
+    for given in (gradient, *([] if update is None else [update])):
+        if given.shape != parameter.shape or not bool(given.isfinite().all()):
+            raise DiagnosticsError(
+                "the gradient or the update is not of this parameter",
+                given=f"shape {tuple(given.shape)}{', not finite' if given.shape == parameter.shape else ''}",
+                expected=f"shape {tuple(parameter.shape)}, finite",
+            )
     optimizer = unwrap_optimizer(optimizer)
     state = optimizer.state.get(parameter) or {}
     group = next(group for group in optimizer.param_groups if any(parameter is held for held in group["params"]))
@@ -92,7 +102,7 @@ def moment_statistics(
         moment = state.get("exp_avg", state.get("momentum_buffer"))
         first = moment if isinstance(moment, Tensor) and moment.shape == seen.shape else None
         adaptive = bool(state) and rule.denominator is not None
-        rates = quantiles(coordinate_rates(optimizer, "the parameter", parameter, rule)) if adaptive else None
+        rates = quantiles(coordinate_rates(optimizer, name, parameter, rule)) if adaptive else None
         return MomentStatistics(
             gradient_over_moment=_gradient_over_moment(state, group, rule, seen) if state else None,
             sign_agreement=None if first is None else _sign_agreement(seen, first),
@@ -120,9 +130,12 @@ def coordinate_rates(optimizer: Optimizer, name: str, parameter: nn.Parameter, r
 
 
 def quantiles(rates: Tensor) -> tuple[float, ...]:
-    """The entries at ``QUANTILES``; entries themselves, not interpolated."""
-    # torch.quantile refuses more than 2^24 entries; sorting does not.
-    ordered = rates.flatten().sort().values
+    """The entries at ``QUANTILES``; entries themselves, not interpolated. ``nan`` where there are none."""
+    if not rates.numel():
+        return (math.nan,) * len(QUANTILES)
+    # torch.quantile refuses more than 2^24 entries; sorting does not. On the CPU numpy sorts ten times as fast.
+    flat = rates.flatten()
+    ordered = torch.from_numpy(numpy.sort(flat.numpy())) if flat.device.type == "cpu" else flat.sort().values
     return tuple(float(ordered[round(q * (len(ordered) - 1))]) for q in QUANTILES)
 
 
@@ -170,6 +183,8 @@ def _taken_in(state: Mapping[str, Any], group: Mapping[str, Any], gradient: Tens
 
 
 def _sign_agreement(gradient: Tensor, moment: Tensor) -> Estimate:
+    if not bool(moment.isfinite().all()):
+        return Estimate(math.nan, math.nan, "exact", "the first moment is not finite")
     there = (gradient != 0) & (moment != 0)
     count = int(there.sum())
     if not count:

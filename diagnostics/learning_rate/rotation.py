@@ -49,7 +49,7 @@ def rotation(before: Tensor, after: Tensor) -> Rotation:
         after: of the same shape, after it.
 
     Raises:
-        DiagnosticsError: the shapes differ, or there are no entries.
+        DiagnosticsError: the shapes differ, there are no entries, or they are complex.
 
     Source: arXiv 2305.17212. The angle is atan2(‖w × w'‖, ⟨w, w'⟩): the arc cosine in float32 sees no angle below
     3e-4.
@@ -105,10 +105,10 @@ def row_norms(tensor: Tensor) -> Tensor:
 
 
 def require_alike(before: Tensor, after: Tensor) -> None:
-    """Refuse tensors that no step leads from one to the other."""
-    if before.shape != after.shape or before.numel() == 0:
+    """Refuse tensors that no step leads from one to the other, and those that have no rows of real numbers."""
+    if before.shape != after.shape or before.numel() == 0 or before.is_complex() or after.is_complex():
         raise DiagnosticsError(
             "before and after are not one weight at two times",
-            given=f"shapes {tuple(before.shape)} and {tuple(after.shape)}",
-            expected="one shape, with entries",
+            given=f"shapes {tuple(before.shape)} and {tuple(after.shape)}, {before.dtype} and {after.dtype}",
+            expected="one shape, with entries, and real numbers",
         )

@@ -24,7 +24,7 @@ from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, exact
 from diagnostics.learning_rate.rotation import as_rows, require_alike, row_norms
 
-DENSE = 1024
+DENSE = 512
 """Up to so many rows or columns, all of WᵀW (or WWᵀ) is made and decomposed: as fast as an iteration, and exact."""
 
 DENSE_PRODUCTS = 10**10
@@ -74,7 +74,7 @@ def update_statistics(
         lr: η of the step, for ``trust_ratio``; with 1 it is ‖W‖/‖ΔW‖.
 
     Raises:
-        DiagnosticsError: shapes that differ, no entries, or values that are not finite.
+        DiagnosticsError: shapes that differ, no entries, complex ones, or values that are not finite.
 
     Example:
         >>> before = torch.eye(4)
@@ -131,15 +131,17 @@ def stable_rank(weight: Tensor) -> Estimate:
         >>> print(stable_rank(torch.diag(torch.tensor([2.0, 1.0, 1.0]))))
         1.5
     """
-    return _squared_share(_whole(row_norms(weight)), largest_singular_value(weight))
+    largest = largest_singular_value(weight)
+    return _squared_share(_whole(row_norms(weight)), largest)
 
 
 def largest_singular_value(weight: Tensor) -> Estimate:
     """σ_max of a weight as a matrix (rows, all other axes).
 
     Raises:
-        DiagnosticsError: values that are not finite.
+        DiagnosticsError: values that are not finite, or complex, or none at all.
     """
+    require_alike(weight, weight)
     with torch.inference_mode(False), torch.no_grad():
         matrix = as_rows(weight)
         matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import torch
 
-from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate
 from diagnostics.objective import Objective
+from diagnostics.stability.arguments import real_number, require_objective, whole_number
 from diagnostics.stability.directional import moved
 
 
@@ -75,10 +75,9 @@ def ascent_sharpness(
         >>> round(float(ascent_sharpness(objective, rho=0.1).value), 5)  # 1.1² − 1
         0.21
     """
-    if not 0 < rho < math.inf:
-        raise DiagnosticsError("rho is not positive", given=repr(rho), expected="a radius such as 0.05")
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise DiagnosticsError("steps is out of range", given=repr(steps), expected="a whole number from 1")
+    require_objective(objective)
+    rho = real_number("rho is not positive", rho, "a radius such as 0.05", lambda value: 0 < value < math.inf)
+    steps = whole_number("steps is out of range", steps, "a whole number from 1", 1)
     space = objective.space
     theta = space.flatten(space.values()).double()
     scale = theta.abs() if adaptive else torch.ones_like(theta)

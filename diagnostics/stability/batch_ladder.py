@@ -15,7 +15,7 @@ eigenvalue, and the law is another (∝ √(1/B − 1/N)): then the fit is poor,
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy
@@ -26,6 +26,7 @@ from diagnostics.curvature.operators import Hessian
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate
 from diagnostics.objective import Objective
+from diagnostics.stability.arguments import require_finite_loss, whole_number
 from diagnostics.stability.averages import mean
 from diagnostics.stability.minibatches import Minibatches
 
@@ -83,7 +84,7 @@ def batch_ladder(
         seed: of the draws.
 
     Raises:
-        DiagnosticsError: sizes that are not between 1 and N; fewer than 2 draws.
+        DiagnosticsError: sizes that are not between 1 and N; fewer than 2 draws; a loss that is not finite.
 
     Source: Granziol et al., arXiv 2006.09092.
 
@@ -95,14 +96,20 @@ def batch_ladder(
         >>> [round(float(value), 2) for value in ladder.values]  # one parameter: 2x² on average, at any size
         [5.0, 5.0]
     """
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 2:
-        raise DiagnosticsError("draws is not a number of minibatches", given=repr(draws), expected="at least 2")
+    draws = whole_number("draws is not a number of minibatches", draws, "at least 2", 2)
     examples = Minibatches(objective, 1).examples
     if sizes is None:
         sizes = [examples >> halvings for halvings in range(RUNGS) if examples >> halvings]
-    ascending = tuple(sorted(set(sizes)))
+    if not isinstance(sizes, Iterable):
+        raise DiagnosticsError(
+            "sizes is not a series", given=repr(sizes), expected="batch sizes such as [8, 64], or None"
+        )
+    ascending = tuple(
+        sorted({whole_number("batch_size is not a number of examples", size, "at least 1", 1) for size in sizes})
+    )
     if not ascending:
         raise DiagnosticsError("sizes is empty", expected="batch sizes, or None for N, N/2, N/4, ...")
+    require_finite_loss(objective)
     generator = random_stream(seed)
     values: list[Estimate] = []
     products = 0

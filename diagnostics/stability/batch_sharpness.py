@@ -29,9 +29,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from diagnostics.curvature.draws import random_stream
-from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate
 from diagnostics.objective import Objective
+from diagnostics.stability.arguments import real_number, whole_number
 from diagnostics.stability.averages import looks, mean, tail_warning
 from diagnostics.stability.minibatch_curvature import MinibatchCurvature
 from diagnostics.stability.minibatches import Minibatches
@@ -117,7 +117,8 @@ def batch_sharpness(
         >>> round(b.value.value, 4), round(float(b.ratio), 4), b.draws  # mean of 2x²; the threshold is 20
         (9.3333, 0.4667, 3)
     """
-    _check(rtol, max_draws)
+    rtol = real_number("rtol is not positive", rtol, "a relative error, as 0.02", lambda value: value > 0)
+    max_draws = whole_number("max_draws is not a number of draws", max_draws, "at least 2", 2)
     minibatches = Minibatches(objective, batch_size)
     scaled = None if optimizer is None else scaling(optimizer, objective.space)
     step = None if optimizer is None else momentum_step(optimizer, objective.space, scaled)
@@ -143,7 +144,7 @@ def batch_sharpness(
         momentum=step if isinstance(step, Estimate) else seen.momentum(how, batch_size, everything),
         threshold=edge,
         rule=rule,
-        batch_size=batch_size,
+        batch_size=minibatches.size,
         examples=minibatches.examples,
         draws=seen.draws,
         converged=converged,
@@ -250,10 +251,3 @@ def _average(values: list[float], draws: int, how: str, batch_size: int, everyth
         how = f"{how}; {draws - len(values)} minibatches without a gradient are left out"
     how = how if everything else how + tail_warning(values, batch_size)
     return mean(values, how, everything=everything)
-
-
-def _check(rtol: float, max_draws: int) -> None:
-    if not rtol > 0:
-        raise DiagnosticsError("rtol is not positive", given=repr(rtol), expected="a relative error, as 0.02")
-    if isinstance(max_draws, bool) or not isinstance(max_draws, int) or max_draws < 2:
-        raise DiagnosticsError("max_draws is not a number of draws", given=repr(max_draws), expected="at least 2")

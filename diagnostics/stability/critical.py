@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate
 from diagnostics.objective import Objective
+from diagnostics.stability.arguments import real_number, require_objective, whole_number
 from diagnostics.stability.directional import checked_direction, last_digits, moved
 
 FIRST_STEP = 1e-2
@@ -98,16 +98,16 @@ def critical_sharpness(
         >>> abs(float(critical.value) - 2) < 1e-2, critical.evaluations <= 10
         (True, True)
     """
-    if lr is not None and not 0 < lr < math.inf:
-        raise DiagnosticsError("lr is not positive", given=repr(lr), expected="a learning rate to try first, or None")
-    if not 0 < tol < 1:
-        raise DiagnosticsError("tol is out of range", given=repr(tol), expected="a share of η_c such as 0.03")
-    if max_evaluations < 6:
-        raise DiagnosticsError("max_evaluations is too small", given=repr(max_evaluations), expected="at least 6")
+    require_objective(objective)
+    if lr is not None:
+        wanted = "a learning rate to try first, or None"
+        lr = real_number("lr is not positive", lr, wanted, lambda value: 0 < value < math.inf)
+    tol = real_number("tol is out of range", tol, "a share of η_c such as 0.03", lambda value: 0 < value < 1)
+    max_evaluations = whole_number("max_evaluations is too small", max_evaluations, "a whole number, at least 6", 6)
     line = _Line(objective, direction if direction is None else checked_direction(objective, direction, "direction"))
     if line.problem:
         return _undetermined(line, line.problem)
-    first = FIRST_STEP * (1.0 + line.size) / line.length if lr is None else float(lr)
+    first = FIRST_STEP * (1.0 + line.size) / line.length if lr is None else lr
     problem = _bracket(line, first, max_evaluations)
     if problem:
         return _undetermined(line, problem)

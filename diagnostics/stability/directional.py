@@ -24,6 +24,7 @@ from diagnostics.curvature.symmetric import rounding_of, route_of
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate
 from diagnostics.objective import Objective
+from diagnostics.stability.arguments import hessian_of, require_objective
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,7 +80,7 @@ def directional_sharpness(
     """
     delta = checked_direction(objective, update, "update")
     length = float(torch.linalg.vector_norm(delta))
-    operator = hessian if hessian is not None else Hessian(objective)
+    operator = hessian_of(objective, hessian)
     # A unit vector: neither tiny steps nor huge ones leave the range of single precision.
     unit = delta / length
     product = (operator @ unit.to(operator.dtype)).double()
@@ -118,24 +119,37 @@ def checked_direction(objective: Objective, direction: Tensor, name: str) -> Ten
     Raises:
         DiagnosticsError: another shape, not real, not finite, or zero.
     """
+    vector = parameter_vector(objective, direction, name)
+    if not bool(vector.any()):
+        raise DiagnosticsError(f"{name} is zero", given="a vector of zeros", expected="a direction to go in")
+    return vector
+
+
+def parameter_vector(objective: Objective, direction: Tensor, name: str) -> Tensor:
+    """The same, where zero will do.
+
+    Raises:
+        DiagnosticsError: another shape, not real, not finite.
+    """
+    require_objective(objective)
     size = objective.num_parameters
-    real = isinstance(direction, Tensor) and not direction.is_complex()
-    if not real or tuple(direction.shape) != (size,):
-        given = (
-            f"shape {tuple(direction.shape)}" if real else str(getattr(direction, "dtype", type(direction).__name__))
-        )
+    if not isinstance(direction, Tensor):
+        given = type(direction).__name__
+    elif direction.is_complex() or direction.is_meta or direction.layout is not torch.strided:
+        given = f"{direction.dtype}, {direction.layout}, on {direction.device}"
+    else:
+        given = "" if tuple(direction.shape) == (size,) else f"shape {tuple(direction.shape)}"
+    if given:
         raise DiagnosticsError(
             f"{name} does not fit the objective",
             given=given,
-            expected=f"a real tensor of shape ({size},)",
+            expected=f"a real dense tensor of shape ({size},)",
             attempt="objective.space.flatten(parts), with one tensor per selected parameter",
         )
     with torch.inference_mode(False), torch.no_grad():
         vector = direction.detach().to(objective.space.device, torch.float64, copy=True)
     if not bool(torch.isfinite(vector).all()):
         raise DiagnosticsError(f"{name} is not finite", given="NaN or infinity in it", expected="finite entries")
-    if not bool(vector.any()):
-        raise DiagnosticsError(f"{name} is zero", given="a vector of zeros", expected="a direction to go in")
     return vector
 
 

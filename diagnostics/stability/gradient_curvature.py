@@ -25,6 +25,7 @@ from diagnostics.curvature.symmetric import rounding_of, route_of
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate
 from diagnostics.objective import Objective
+from diagnostics.stability.arguments import hessian_of, require_objective, whole_number
 from diagnostics.stability.directional import finite_gradient
 
 
@@ -85,11 +86,13 @@ def gradient_curvature(
         >>> round(float(measured.curvature), 4), round(float(measured.subspace_share), 4)
         (3.8235, 0.9412)
     """
+    require_objective(objective)
     size = objective.num_parameters
-    if not isinstance(k, int) or isinstance(k, bool) or not 0 <= k <= size:
+    k = whole_number("k is out of range", k, f"a whole number from 0 to P = {size}", 0)
+    if k > size:
         raise DiagnosticsError("k is out of range", given=repr(k), expected=f"a whole number from 0 to P = {size}")
     gradient, doubt = finite_gradient(objective)
-    operator = hessian if hessian is not None else Hessian(objective)
+    operator = hessian_of(objective, hessian)
     length, doubted = float(torch.linalg.vector_norm(gradient)), float(torch.linalg.vector_norm(doubt))
     rounding = 8 * torch.finfo(objective.space.dtype).eps
     norm = Estimate(length, rounding * length + doubted, "residual", f"two gradients; {objective.description}")

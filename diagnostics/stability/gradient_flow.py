@@ -35,6 +35,7 @@ from diagnostics.curvature.products.ladder import Route
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate
 from diagnostics.objective import Objective
+from diagnostics.stability.arguments import real_number, require_objective, whole_number
 from diagnostics.stability.directional import moved
 
 COARSER = 10.0
@@ -144,13 +145,15 @@ def gradient_flow_sharpness(
         >>> round(float(end.sharpness), 2), end.converged
         (8.98, True)
     """
-    for name, given in (("fall", fall), ("rtol", rtol)):
-        if not 0 < given < 0.1:
-            raise DiagnosticsError(f"{name} is out of range", given=repr(given), expected="between 0 and 0.1")
-    if max_gradients < 2 * STEP_COST:
-        raise DiagnosticsError(
-            "max_gradients is too small", given=repr(max_gradients), expected=f"at least {2 * STEP_COST}"
-        )
+    require_objective(objective)
+    fall, rtol = (
+        real_number(f"{name} is out of range", given, "between 0 and 0.1", lambda value: 0 < value < 0.1)
+        for name, given in (("fall", fall), ("rtol", rtol))
+    )
+    least = 2 * STEP_COST
+    max_gradients = whole_number(
+        "max_gradients is too small", max_gradients, f"a whole number, at least {least}", least
+    )
     flow = _Flow(objective, max_gradients)
     start = top_eigenpairs(Hessian(objective), tol=tol, seed=seed)
     now, flow.restart = start.estimate(), start.restart

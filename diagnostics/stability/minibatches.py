@@ -18,7 +18,7 @@ from itertools import combinations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from diagnostics.errors import DiagnosticsError
@@ -26,6 +26,8 @@ from diagnostics.forms import Batch, PairForm
 from diagnostics.loss_terms import as_module, is_stock, leading_dimension, reduction
 from diagnostics.microbatch import in_microbatches
 from diagnostics.objective import Objective
+from diagnostics.stability.arguments import require_objective, whole_number
+from diagnostics.stability.batch_coupling import require_statistics, require_uncoupled
 
 REDRAWS = 1000
 """How often a minibatch without a single loss term is drawn again before that is called an error."""
@@ -48,7 +50,8 @@ class Minibatches:
         DiagnosticsError: a size that is not between 1 and N, batches without a leading dimension.
 
     Example:
-        >>> objective = Objective(nn.Linear(2, 1), nn.MSELoss(), (torch.randn(5, 2), torch.randn(5, 1)))
+        >>> model = torch.nn.Linear(2, 1)
+        >>> objective = Objective(model, torch.nn.MSELoss(), (torch.randn(5, 2), torch.randn(5, 1)))
         >>> pairs = Minibatches(objective, 2)
         >>> pairs.examples, pairs.distinct, len(list(pairs.every()))
         (5, 10, 10)
@@ -57,15 +60,8 @@ class Minibatches:
     """
 
     def __init__(self, objective: Objective, size: int) -> None:
-        if not isinstance(objective, Objective):
-            raise DiagnosticsError(
-                "objective is not an Objective",
-                given=type(objective).__name__,
-                expected="a model with its loss and batches",
-                attempt="Objective(model, loss, batches)",
-            )
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise DiagnosticsError("batch_size is not a number of examples", given=repr(size), expected="at least 1")
+        require_objective(objective)
+        size = whole_number("batch_size is not a number of examples", size, "at least 1", 1)
         self.objective = objective
         self.size = size
         self._pools = _pooled(objective.batches)
@@ -79,6 +75,7 @@ class Minibatches:
             )
         self.distinct = math.comb(self.examples, size)
         self._summed: bool | None = None
+        self._seen = False
 
     @property
     def summed(self) -> bool:
@@ -131,7 +128,11 @@ class Minibatches:
                 yield minibatch
 
     def of(self, places: Sequence[int]) -> Objective:
-        """The minibatch of these examples, counted from 0 over all batches."""
+        """The minibatch of these examples, counted from 0 over all batches.
+
+        Raises:
+            DiagnosticsError: a single example under batch normalisation in train mode, or one in several pieces.
+        """
         pieces: list[Batch] = []
         first = 0
         for pool in self._pools:
@@ -143,12 +144,15 @@ class Minibatches:
         if len(pieces) == 1:
             weights = [1.0]
         else:
-            _require_uncoupled(self.objective)
+            require_uncoupled(self.objective)
             total = sum(counts)
             weights = [1.0 if self.summed else count / total if total else 0.0 for count in counts]
         minibatch = self.objective.rebatched(pieces, weights, counts, [(index, 0) for index in range(len(pieces))])
         # One dictionary for all: a route that was checked on one minibatch is the same on the next.
         minibatch.verified_routes = self.objective.verified_routes
+        if self.size == 1 and not self._seen:
+            require_statistics(minibatch)
+        self._seen = True
         return minibatch
 
 
@@ -241,15 +245,3 @@ def _adds_up(objective: Objective) -> bool:
             # Shares of a mean add up to 1; in a sum each piece counts in full.
             return sum(in_microbatches(alone, -(-length // 2)).weights) > 1.5
     return False
-
-
-def _require_uncoupled(objective: Objective) -> None:
-    if objective.mode == "train" and any(
-        isinstance(module, nn.modules.batchnorm._BatchNorm) for module in objective.model.modules()
-    ):
-        raise DiagnosticsError(
-            "a minibatch is in several pieces, and batch normalisation couples its examples",
-            given="batches whose shapes differ, in train mode",
-            expected="examples of one shape, or statistics that are fixed",
-            attempt="Objective(..., mode='eval')",
-        )

@@ -28,9 +28,9 @@ from torch import Tensor
 
 from diagnostics.curvature.draws import random_stream
 from diagnostics.curvature.operators import Hessian
-from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate
 from diagnostics.objective import Objective
+from diagnostics.stability.arguments import hessian_of, whole_number
 from diagnostics.stability.averages import mean, quotient, tail_warning
 from diagnostics.stability.minibatch_curvature import finite_gradient
 from diagnostics.stability.minibatches import Minibatches
@@ -142,10 +142,9 @@ class _Drawn:
 
 
 def _draw(objective: Objective, batch_size: int, draws: int, seed: int, hessian: Hessian | None) -> _Drawn:
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 2:
-        raise DiagnosticsError("draws is not a number of minibatches", given=repr(draws), expected="at least 2")
+    draws = whole_number("draws is not a number of minibatches", draws, "at least 2", 2)
     minibatches = Minibatches(objective, batch_size)
-    operator = hessian if hessian is not None else Hessian(objective)
+    operator = hessian_of(objective, hessian)
     everything = minibatches.distinct <= draws
     generator = random_stream(seed)
     chosen = minibatches.every() if everything else (minibatches.draw(generator) for _ in range(draws))

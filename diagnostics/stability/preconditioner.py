@@ -64,8 +64,16 @@ def scaling(optimizer: Optimizer, space: ParameterSpace, gradient: Tensor | None
             step, or one that is not positive and finite; or a sharpness-aware step without a gradient.
     """
     rules = rules_by_parameter(optimizer)
-    held = [rules.get(id(tensor)) for tensor in space.tensors]
+    # Frozen tensors get no gradient, so a step does not move them.
+    held = [rules.get(id(tensor)) if tensor.requires_grad else None for tensor in space.tensors]
     present = [rule for rule in held if rule is not None]
+    if not present and any(id(tensor) in rules for tensor in space.tensors):
+        raise DiagnosticsError(
+            "every selected parameter that the optimizer holds is frozen",
+            given=f"{len(held)} selected, none with requires_grad among those held",
+            expected="at least one that a step can move",
+            attempt="a new Objective on the model as it is now, which selects what trains",
+        )
     if not present:
         raise DiagnosticsError(
             "the optimizer holds none of the objective's parameters",
@@ -79,7 +87,7 @@ def scaling(optimizer: Optimizer, space: ParameterSpace, gradient: Tensor | None
         _part(inner, name, tensor, rule) for name, tensor, rule in zip(space.names, space.tensors, held, strict=True)
     ]
     with torch.inference_mode(False), torch.no_grad():
-        root = space.flatten(squares for squares, _ in parts).sqrt()
+        root = space.flatten(squares.sqrt() for squares, _ in parts)
         decayed = any(rule.coupled_decay or rule.normalised_decay for rule in present)
         shift = space.flatten(shifts for _, shifts in parts) if decayed else None
         ascent, edge = None, math.nan if uniform is None else uniform.threshold
@@ -91,19 +99,34 @@ def scaling(optimizer: Optimizer, space: ParameterSpace, gradient: Tensor | None
                 root, shift = root * math.sqrt(1.0 / (edge * uniform.weight)), None
             else:
                 ascent = _ascent(space, held, gradient, size)
-    # Frozen tensors get no gradient, so a step does not move them.
-    trained = {id(tensor) for group in inner.param_groups for tensor in group["params"] if tensor.requires_grad}
-    outside = len(trained - {id(tensor) for tensor in space.tensors})
     return Scaling(
         root=root,
         shift=shift,
         ascent=ascent,
         uniform=uniform,
         edge=edge,
-        note=f"{outside} of the optimizer's {len(trained)} trainable parameters are not in the objective: a lower bound"
-        if outside
-        else "",
+        note=_note(inner, space, held, uniform is None),
     )
+
+
+def _note(optimizer: Optimizer, space: ParameterSpace, held: Sequence[StepRule | None], differ: bool) -> str:
+    """What the model leaves out."""
+    trained = {id(tensor) for group in optimizer.param_groups for tensor in group["params"] if tensor.requires_grad}
+    outside = len(trained - {id(tensor) for tensor in space.tensors})
+    fresh = sum(
+        rule is not None and rule.denominator is not None and not _started(optimizer.state.get(tensor, {}))
+        for tensor, rule in zip(space.tensors, held, strict=True)
+    )
+    notes = []
+    if outside:
+        count = f"{outside} of the optimizer's {len(trained)} trainable parameters"
+        notes.append(f"{count} are not in the objective: a lower bound")
+    if fresh:
+        notes.append(f"{fresh} of {len(held)} parameters have no optimizer state yet, and are taken to stay")
+    if differ and any(rule is not None and rule.stretch != 1.0 for rule in held):
+        # The pull back couples groups, and each has its own edge here.
+        notes.append("Lookahead around groups that differ: right to a few percent")
+    return "; ".join(notes)
 
 
 def _alike(one: StepRule, other: StepRule) -> bool:
@@ -119,7 +142,8 @@ def _edge_is_known(rule: StepRule) -> bool:
 def _part(optimizer: Optimizer, name: str, tensor: Tensor, rule: StepRule | None) -> tuple[Tensor, Tensor]:
     """One tensor's part of D and of Λ."""
     with torch.inference_mode(False), torch.no_grad():
-        zeros = torch.zeros_like(tensor)
+        # Half precision has no room for squares of small steps.
+        zeros = torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
         if rule is None:
             return zeros, zeros
         if rule.denominator is None:
@@ -170,7 +194,22 @@ def positive_denominator(optimizer: Optimizer, name: str, tensor: Tensor, rule: 
             expected="at least one optimizer step, or a loaded optimizer state",
         )
     assert rule.denominator is not None
-    divisor = rule.denominator(state, tensor.detach()).to(tensor.device)
+    try:
+        divisor = rule.denominator(state, tensor.detach()).to(tensor.device)
+    except KeyError as missing:
+        raise DiagnosticsError(
+            f"the optimizer's state of {name!r} does not belong to its settings",
+            given=f"{type(optimizer).__name__} without {missing}",
+            expected="a state as the optimizer makes it, with the settings that it has now",
+            attempt="one more step of training, if a setting was changed",
+        ) from missing
+    if divisor.shape != tensor.shape:
+        raise DiagnosticsError(
+            f"the optimizer's state of {name!r} is not of its shape",
+            given=f"{tuple(divisor.shape)} for a parameter of {tuple(tensor.shape)}",
+            expected="one second moment per weight",
+            attempt="the optimizer that trains this model, its parameters neither flattened nor sharded",
+        )
     if damaged := int((~divisor.isfinite()).sum()):
         raise DiagnosticsError(
             f"the preconditioner of {name!r} is not finite",

@@ -102,8 +102,8 @@ def sharpening_rate(
         >>> round(float(rate.beta), 4), round((2 * (2.0**2 - 0.5**2)) ** 2 / (2.0**2 + 0.5**2), 4)
         (13.2353, 13.2353)
     """
-    size = objective.num_parameters
     operator = Hessian(objective)
+    size = objective.num_parameters
     gradient, doubt = finite_gradient(objective)
     if tol is None:
         tol = 1e-8 if objective.space.dtype == torch.float64 else 1e-5

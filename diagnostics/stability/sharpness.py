@@ -23,10 +23,12 @@ from diagnostics.curvature.operator import Preconditioned
 from diagnostics.curvature.operators import Hessian
 from diagnostics.estimate import Estimate
 from diagnostics.objective import Objective
+from diagnostics.stability.arguments import hessian_of, real_number, require_finite_loss
 from diagnostics.stability.ascent_curvature import AscentCurvature
 from diagnostics.stability.directional import directional_sharpness
 from diagnostics.stability.preconditioner import scaling
-from diagnostics.stability.rules import NoStepRuleError, step_rules, unwrap_optimizer
+from diagnostics.stability.rules import NoStepRuleError, step_rules
+from diagnostics.stability.rules.wrappers import wrapped_by
 from diagnostics.stability.trial_step import trial_step
 
 NEAR = 0.9
@@ -102,7 +104,7 @@ def stability(
 
     Raises:
         DiagnosticsError: an optimizer without state where one is needed, with a state in 8 bits, or for another model;
-            one without a rule that cannot take a step by itself.
+            one without a rule that cannot take a step by itself; a loss that is not finite.
 
     Example:
         >>> import torch
@@ -112,7 +114,10 @@ def stability(
         >>> round(float(s.ratio), 6), round(float(s.curvature), 6), s.threshold
         (0.25, 2.0, 8.0)
     """
-    operator = hessian if hessian is not None else Hessian(objective)
+    operator = hessian_of(objective, hessian)
+    if near is not None:
+        near = real_number("near is not a ratio", near, "a number such as 0.9, or None", math.isfinite)
+    require_finite_loss(objective)
     try:
         rules = step_rules(optimizer)
     except NoStepRuleError as reason:
@@ -131,9 +136,10 @@ def stability(
     rule = scaled.uniform
     if rule is None:
         text, edge, curvature = "groups differ: ratio of each coordinate to its own edge", 1.0, ratio
-    elif rule.weight == 0.0:
-        text, edge = rule.text, math.inf
-        curvature = Estimate(math.nan, math.nan, "residual", "the learning rate is zero")
+    elif not scaled.root.any():
+        text, edge = rule.text, scaled.edge
+        small = "the learning rate is zero" if rule.weight == 0.0 else "the steps are too small for the dtype"
+        curvature = Estimate(math.nan, math.nan, "residual", small)
     elif scaled.shift is None:
         text, edge = rule.text, scaled.edge
         curvature = Estimate(ratio.value * edge, ratio.error * edge, "residual", how)
@@ -172,7 +178,9 @@ def _along_a_step(objective: Objective, optimizer: Optimizer, operator: Hessian,
     """For optimizers without a rule: what the quadratic model says of the step that they would take next."""
     used = operator.matvecs
     step = directional_sharpness(objective, trial_step(objective, optimizer), hessian=operator)
-    name = type(unwrap_optimizer(optimizer)).__name__
+    inner, wrappers = wrapped_by(optimizer)
+    name = type(inner).__name__
+    around = f", without the {type(optimizer).__name__} around it" if wrappers else ""
     how = f"one step of a copy of {name} with the objective's gradient; {step.ratio.how}"
     ratio = replace(step.ratio, how=how)
     return Stability(
@@ -185,7 +193,7 @@ def _along_a_step(objective: Objective, optimizer: Optimizer, operator: Hessian,
         tracked=(ratio,),
         restart=None,
         matvecs=operator.matvecs - used,
-        note=f"{str(reason).partition(';')[0]}: along one step of it, a lower bound",
+        note=f"{str(reason).partition(';')[0]}: along one step of it{around}, a lower bound",
     )
 
 
@@ -206,6 +214,9 @@ def sharpness(
         start: (P,), the ``restart`` of former pairs.
         seed: of the random start.
 
+    Raises:
+        DiagnosticsError: a loss or a product that is not finite; a Hessian of something else.
+
     Example:
         >>> import torch
         >>> model, data = torch.nn.Linear(1, 1, bias=False), (torch.ones(4, 1), torch.zeros(4, 1))
@@ -213,6 +224,7 @@ def sharpness(
         >>> print(sharpness(objective).estimate())
         2.0000 ± 0.0001
     """
-    operator = hessian if hessian is not None else Hessian(objective)
+    operator = hessian_of(objective, hessian)
+    require_finite_loss(objective)
     pairs = top_eigenpairs(operator, tol=tol, start=start, seed=seed)
     return replace(pairs, how=f"{pairs.how}; {objective.description}")

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy
 from scipy.optimize import nnls
 from scipy.stats import t as student
+from torch import Tensor
 
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate
@@ -145,7 +146,14 @@ def smoothness_fit(gradient_norms: Sequence[float], curvatures: Sequence[float])
 
 
 def _array(name: str, values: Sequence[float]) -> numpy.ndarray:
-    array = numpy.asarray(values, dtype=numpy.float64)
+    if isinstance(values, Tensor):
+        values = values.detach().double().cpu()
+    try:
+        array = numpy.asarray(values, dtype=numpy.float64)
+    except (TypeError, ValueError) as problem:
+        raise DiagnosticsError(
+            f"{name} is not a series of numbers", given=str(problem), expected="one number per point"
+        ) from problem
     if array.ndim != 1:
         raise DiagnosticsError(f"{name} is not a series", given=f"shape {array.shape}", expected="one number per point")
     return array

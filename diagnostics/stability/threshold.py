@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch.optim import Optimizer
 
 from diagnostics.errors import DiagnosticsError
+from diagnostics.stability.arguments import real_number
 from diagnostics.stability.rules import step_rules
 
 
@@ -69,7 +70,8 @@ def threshold(optimizer: Optimizer, *, gradient_norm: float | None = None) -> Th
     Raises:
         NoStepRuleError: an optimizer whose step has a length of its own (Lion, sign descent, Muon) and so no
             threshold, or an unknown one. ``stability`` falls back to a step of theirs.
-        DiagnosticsError: 8-bit states, ``maximize``, weight decay that overshoots by itself.
+        DiagnosticsError: 8-bit states, ``maximize``, weight decay that overshoots by itself; ASAM, and SAM around a
+            preconditioner, whose edge is no curvature of that kind: ``stability`` handles them.
 
     Source: arXiv 2103.00065, 2207.14484; 2309.12488 for SAM, 2405.15682 for schedule-free.
 
@@ -81,6 +83,10 @@ def threshold(optimizer: Optimizer, *, gradient_norm: float | None = None) -> Th
         >>> round(threshold(torch.optim.Adam(weights, lr=0.01)).value)
         3800
     """
+    if gradient_norm is not None:
+        gradient_norm = real_number(
+            "gradient_norm is not a norm", gradient_norm, "‖∇L‖, zero or more", lambda value: value >= 0
+        )
     return Threshold(
         tuple(
             GroupThreshold(group=index, value=rule.threshold_at(gradient_norm), rule=rule.text, lr=rule.lr)

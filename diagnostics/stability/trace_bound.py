@@ -28,6 +28,7 @@ from diagnostics.curvature.operators import Hessian
 from diagnostics.curvature.trace import trace
 from diagnostics.estimate import Estimate
 from diagnostics.objective import Objective
+from diagnostics.stability.arguments import hessian_of, require_finite_loss, require_objective
 from diagnostics.stability.preconditioner import scaling
 
 
@@ -53,7 +54,7 @@ def trace_ratio(
 
     Raises:
         DiagnosticsError: an optimizer without a rule, without state where one is needed, or for another model; a
-            sharpness-aware one, whose step has no bound of this kind.
+            sharpness-aware one, whose step has no bound of this kind; a loss that is not finite.
 
     Source: arXiv 2305.17490.
 
@@ -64,8 +65,10 @@ def trace_ratio(
         >>> round(float(trace_ratio(objective, torch.optim.SGD(model.parameters(), lr=0.5))), 6)
         0.5
     """
+    require_objective(objective)
     scaled = scaling(optimizer, objective.space)
-    operator = hessian if hessian is not None else Hessian(objective)
+    operator = hessian_of(objective, hessian)
+    require_finite_loss(objective)
     measured = trace(Preconditioned(operator, scaled.root, scaled.shift), matvecs=matvecs, seed=seed)
     parts = (measured.how, objective.description, scaled.note)
     return replace(measured, how="; ".join(part for part in parts if part))

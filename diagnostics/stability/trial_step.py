@@ -1,33 +1,35 @@
 """The step an optimizer would take, found by letting a copy of it take that step.
 
 No rule is needed for that: momentum, preconditioning, clipping inside the optimizer and whatever else it does are in
-the step. The copy shares nothing with the run: its parameters, its states and its settings are copies, and hooks and
-schedulers are left behind.
+the step. The copy shares nothing with the run (see ``optimizer_twin``). A step that finds the run's parameters all the
+same, as one that names the model in its code, is undone and refused.
 """
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
 from diagnostics.errors import DiagnosticsError
 from diagnostics.objective import Objective
 from diagnostics.quiet import quiet
+from diagnostics.stability.arguments import require_objective
+from diagnostics.stability.directional import parameter_vector
+from diagnostics.stability.optimizer_twin import held_by, reached_optimizers, twin_of
 from diagnostics.stability.rules import unwrap_optimizer
 
 
 def trial_step(objective: Objective, optimizer: Optimizer, gradient: Tensor | None = None) -> Tensor:
     """Δ, shape (P,): what one step with the objective's gradient would add to the selected parameters.
 
-    Costs one gradient (unless given) and a copy of the parameters and of the optimizer's state.
+    Costs one gradient (unless given), two copies of the parameters and one of the optimizer's state. Frozen
+    parameters have no gradient, and stay.
 
     Args:
         objective: supplies the gradient.
@@ -35,25 +37,36 @@ def trial_step(objective: Objective, optimizer: Optimizer, gradient: Tensor | No
         gradient: ∇L (P,), when it is known already.
 
     Raises:
-        DiagnosticsError: the copy cannot step: it needs a closure, or cannot be copied.
+        DiagnosticsError: the copy cannot step: it needs a closure, cannot be copied, or steps the run's own
+            parameters; a gradient of another shape, or not finite.
 
     Example:
-        >>> model, data = nn.Linear(1, 1, bias=False), (torch.ones(4, 1), torch.zeros(4, 1))
-        >>> objective = Objective(model, nn.MSELoss(), data)
+        >>> model, data = torch.nn.Linear(1, 1, bias=False), (torch.ones(4, 1), torch.zeros(4, 1))
+        >>> objective = Objective(model, torch.nn.MSELoss(), data)
         >>> step = trial_step(objective, torch.optim.SGD(model.parameters(), lr=0.5))
         >>> bool(torch.allclose(step, -0.5 * objective.gradient()))
         True
     """
-    space = objective.space
-    parts = space.unflatten(objective.gradient() if gradient is None else gradient)
+    require_objective(objective)
+    inner, space = unwrap_optimizer(optimizer), objective.space
+    parts = space.unflatten(
+        objective.gradient() if gradient is None else parameter_vector(objective, gradient, "gradient")
+    )
     with quiet(objective.model):
         try:
-            twin, places = _twin(unwrap_optimizer(optimizer))
-            for tensor, part in zip(space.tensors, parts, strict=True):
-                if id(tensor) in places:
-                    places[id(tensor)].grad = part.detach().clone()
-            with _global_hooks_aside():
-                twin.step()
+            with _untouched(held_by(reached_optimizers(inner))), twin_of(inner) as (twin, places):
+                for tensor, part in zip(space.tensors, parts, strict=True):
+                    if id(tensor) in places and tensor.requires_grad:
+                        places[id(tensor)].grad = part.detach().clone()
+                with _global_hooks_aside():
+                    twin.step()
+                with torch.no_grad():
+                    return space.flatten(
+                        places[id(tensor)].detach() - tensor.detach()
+                        if id(tensor) in places
+                        else torch.zeros_like(tensor)
+                        for tensor in space.tensors
+                    )
         # Optimizers are anybody's code, and may need what a copy does not have.
         except Exception as problem:
             if isinstance(problem, DiagnosticsError | torch.OutOfMemoryError):
@@ -65,28 +78,28 @@ def trial_step(objective: Objective, optimizer: Optimizer, gradient: Tensor | No
                 attempt="directional_sharpness(objective, update) or critical_sharpness(objective, update) "
                 "with an update that was seen in training",
             ) from problem
-        with torch.no_grad():
-            return space.flatten(
-                places[id(tensor)].detach() - tensor.detach() if id(tensor) in places else torch.zeros_like(tensor)
-                for tensor in space.tensors
-            )
 
 
-def _twin(optimizer: Optimizer) -> tuple[Optimizer, dict[int, nn.Parameter]]:
-    """An optimizer of the same kind over copies of the parameters, and those copies by ``id`` of the original."""
-    places: dict[int, nn.Parameter] = {}
-    memo: dict[int, Any] = {}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            place = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
-            places[id(parameter)] = memo[id(parameter)] = place
-    twin = object.__new__(type(optimizer))
-    memo[id(optimizer)] = twin
-    for name, value in vars(optimizer).items():
-        # Learning-rate schedulers put a bound ``step`` on the instance, which would move the original.
-        if name != "step":
-            vars(twin)[name] = OrderedDict() if name.endswith("_hooks") else copy.deepcopy(value, memo)
-    return twin, places
+@contextmanager
+def _untouched(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Put the run's parameters back where a step has found them around the copies, and refuse it."""
+    before = [parameter.detach().clone() for parameter in parameters]
+    reached = 0
+    try:
+        yield
+    finally:
+        for parameter, kept in zip(parameters, before, strict=True):
+            if not torch.allclose(parameter.detach(), kept, rtol=0.0, atol=0.0, equal_nan=True):
+                reached += 1
+                with torch.no_grad():
+                    parameter.copy_(kept)
+    if reached:
+        raise DiagnosticsError(
+            "the optimizer's step finds the model's parameters by itself, and cannot be tried on copies",
+            given=f"{reached} of {len(before)} parameters moved, and put back",
+            expected="a step over param_groups",
+            attempt="directional_sharpness(objective, update) with an update that was seen in training",
+        )
 
 
 @contextmanager

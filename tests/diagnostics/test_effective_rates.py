@@ -6,12 +6,14 @@ import subprocess
 import sys
 from collections.abc import Iterable
 
+import numpy
 import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from diagnostics import DiagnosticsError, Objective, effective_learning_rates, moment_statistics
+from tests.reference.optimizers import Lookahead
 from tests.reference.rate_loops import coordinate_rates, cosine, middle
 
 
@@ -174,6 +176,8 @@ def test_refusals() -> None:
     other = nn.Linear(3, 1)
     with pytest.raises(DiagnosticsError, match=r"model is not the one the objective.*given: Linear.*same Sequential"):
         effective_learning_rates(other, optimizer, objective)
+    with pytest.raises(DiagnosticsError, match="objective is not an Objective; given: Adam"):
+        effective_learning_rates(model, optimizer, Adam(model.parameters()))
     with pytest.raises(DiagnosticsError, match=r"holds none of the objective's parameters; given: SGD"):
         effective_learning_rates(model, SGD(other.parameters(), lr=0.1), objective)
     with pytest.raises(DiagnosticsError, match=r"no preconditioner yet; given: Adam without state for '0.weight'"):
@@ -206,3 +210,33 @@ def test_a_tensor_adam_has_not_moved_yet_has_rate_zero() -> None:
     rows = {row.tensor: row for row in effective_learning_rates(model, optimizer, objective).rows}
     assert rows["3.weight"].coordinate_rate.value == 0.0
     assert rows["3.weight"].epsilon_share is None
+
+
+def test_a_parameter_without_entries_has_a_row_and_no_rate() -> None:
+    model, optimizer, _ = _trained(Adam)
+    model[0].register_parameter("empty", nn.Parameter(torch.empty(0, 3, dtype=torch.float64)))
+    model[0].empty.grad = torch.zeros(0, 3, dtype=torch.float64)
+    optimizer.add_param_group({"params": [model[0].empty]})
+    optimizer.step()
+    objective = Objective(model, nn.MSELoss(), (torch.ones(2, 3).double(), torch.ones(2, 1).double()))
+    rows = {row.tensor: row for row in effective_learning_rates(model, optimizer, objective).rows}
+    assert not rows["0.empty"].coordinate_rate.determined
+    assert rows["0.weight"].coordinate_rate.determined
+
+
+def test_rates_inside_a_wrapper_say_so() -> None:
+    """Lookahead goes back by half of them."""
+    model, optimizer, objective = _trained(SGD)
+    wrapped = effective_learning_rates(model, Lookahead(optimizer), objective).rows[0].coordinate_rate
+    plain = effective_learning_rates(model, optimizer, objective).rows[0].coordinate_rate
+    assert (wrapped.how, plain.how) == ("η F(1); the step inside Lookahead", "η F(1)")
+
+
+def test_the_rates_of_a_tensor_are_sorted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sorting is most of what the table costs for Adam."""
+    model, optimizer, objective = _trained(Adam)
+    sizes = []
+    sort = numpy.sort
+    monkeypatch.setattr(numpy, "sort", lambda values: (sizes.append(len(values)), sort(values))[1])
+    effective_learning_rates(model, optimizer, objective)
+    assert sizes == [tensor.numel() for tensor in model.parameters()]

@@ -113,3 +113,16 @@ def test_a_parameter_of_another_optimizer_is_refused() -> None:
     _, other = _stepped(Adam)
     with pytest.raises(DiagnosticsError, match="the optimizer does not hold the parameter; given: Adam"):
         moment_statistics(other, w, torch.ones_like(w.detach()))
+
+
+def test_a_gradient_or_update_of_another_shape_or_not_finite_is_refused() -> None:
+    """NaN would have no sign in common with anything, and a smaller shape would be stretched."""
+    w, optimizer = _stepped(SGD, momentum=0.9)
+    gradient = torch.ones_like(w.detach())
+    for wrong in (gradient[:1], gradient * torch.nan):
+        with pytest.raises(DiagnosticsError, match="the gradient or the update is not of this parameter"):
+            moment_statistics(optimizer, w, wrong)
+        with pytest.raises(DiagnosticsError, match="the gradient or the update is not of this parameter"):
+            moment_statistics(optimizer, w, gradient, update=wrong)
+    optimizer.state[w]["momentum_buffer"].fill_(torch.nan)
+    assert not moment_statistics(optimizer, w, gradient).sign_agreement.determined

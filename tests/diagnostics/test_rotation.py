@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
 from diagnostics import DiagnosticsError, equilibrium_rotation, rotation
+from tests.reference.optimizers import Lookahead
 from tests.reference.rotation_walk import Lion, angle, settled_walk
 
 Build = Callable[[list[nn.Parameter]], Optimizer]
@@ -170,6 +171,8 @@ class Unknown(Optimizer):
         (lambda p: SGD(p, lr=0.1), "no equilibrium without decay: norms grow for ever"),
         (lambda p: AdamW(p, weight_decay=0.0), "no equilibrium without decay: norms grow for ever"),
         (lambda p: AdamW(p, lr=0.0), "the learning rate is zero"),
+        (lambda p: SGD(p, lr=0.1, momentum=1.0, weight_decay=0.1), "momentum passes inf times"),
+        (lambda p: SGD(p, lr=0.1, momentum=0.9, dampening=1.0, weight_decay=0.1), "momentum passes 0 times"),
         (lambda p: Adam(p, weight_decay=0.1), "coupled decay is divided by √v̂ as gradients are"),
         (lambda p: RMSprop(p, weight_decay=0.1), "no formula is known for this step (rmsprop"),
         (lambda p: Unknown(p, {"lr": 0.1}), "no stability rule is known for this optimizer"),
@@ -191,3 +194,17 @@ def test_groups_have_their_own_equilibria_and_amsgrad_no_known_size() -> None:
     assert one.rotation.determined
     assert not other.rotation.determined
     assert "AMSGrad" in one.weight_rms.how
+
+
+def test_an_optimizer_in_a_wrapper_has_no_known_equilibrium() -> None:
+    """Lookahead with k = 6 leaves the edge of plain descent where it is, and pulls weights back all the same."""
+    descent = SGD([nn.Parameter(torch.ones(2))], lr=0.1, weight_decay=0.01)
+    assert equilibrium_rotation(descent)[0].rotation.determined
+    (found,) = equilibrium_rotation(Lookahead(descent, k=6))
+    assert found.rotation.how.startswith("no formula is known for this step (lookahead (k=6")
+
+
+def test_complex_tensors_have_no_angle_here() -> None:
+    tensor = torch.ones(2, 2, dtype=torch.complex64)
+    with pytest.raises(DiagnosticsError, match=r"complex64.*real numbers"):
+        rotation(tensor, 1j * tensor)

@@ -166,3 +166,24 @@ def test_a_head_at_its_best_size_neither_passes_nor_spoils_the_others() -> None:
     assert {name for name, row in rows.items() if row.scale_invariant} == {"0.weight"}
     assert rows["0.weight"].invariant_rows.value == 1.0
     assert rows["3.weight"].invariant_rows.value == 0.0
+
+
+def test_a_well_fitted_network_with_kinks_keeps_its_invariant_weight() -> None:
+    """ε moves one activation over a kink of ReLU, and the gradient is 5 % off half of what it was."""
+    images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    labels = torch.randint(3, (16,), generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(1)
+    first = nn.ConvTranspose2d(3, 8, 3, bias=False)
+    model = nn.Sequential(
+        first, nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 3)
+    ).double()
+    optimizer = SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+    for _ in range(200):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    found = _rows(model, pair=(images, labels))
+    assert found["0.weight"].scale_invariant
+    assert found["0.weight"].invariant_rows.value == 0.0, "its output channels are the second axis"
+    assert found["0.weight"].effective.error == pytest.approx(0.1 * found["0.weight"].effective.value)
+    assert not found["5.weight"].scale_invariant

@@ -130,6 +130,10 @@ def test_refusals() -> None:
         update_statistics(weight, weight * torch.nan)
     with pytest.raises(DiagnosticsError, match="the weight is not finite"):
         largest_singular_value(weight * torch.inf)
+    for wrong in (torch.empty(0, 3), torch.ones(2, 2, dtype=torch.complex64)):
+        for measure in (largest_singular_value, operator_norm_ratio, stable_rank):
+            with pytest.raises(DiagnosticsError, match="expected: one shape, with entries, and real numbers"):
+                measure(wrong)
 
 
 def test_half_precision_weights_have_exact_differences() -> None:

@@ -188,3 +188,30 @@ def test_matrices_in_half_precision_and_on_zero_weights_are_measured_as_far_as_d
     assert run.series("learning_rate", "rotation", "2.weight").steps.tolist() == [2], "zero before the first step"
     assert run.last("learning_rate", "distance", "2.weight") is None, "nothing to measure a distance in"
     assert not [record for record in run.records if record.status == "failed"]
+
+
+def test_complex_and_empty_parameters_leave_everything_else_measured(folder: Path) -> None:
+    """A complex one has a relative update, of its real numbers, and neither angle nor norms."""
+    toy = Toy(weight_decay=0.1)
+    toy.model.register_parameter("phase", nn.Parameter(torch.ones(2, 2, dtype=torch.complex64)))
+    toy.model.register_parameter("empty", nn.Parameter(torch.empty(0, 3)))
+    toy.optimizer.add_param_group({"params": [toy.model.phase]})
+    toy.model.phase.grad = 1j * torch.ones_like(toy.model.phase)
+    objective = Objective(toy.model, nn.CrossEntropyLoss(), (toy.x, toy.y), params=("0.*", "2.*", "empty"))
+    with Monitor(toy.model, toy.optimizer, objective, out=folder, probes=[EffectiveLearningRate()], every=1):
+        toy.optimizer.step()
+    run = Run.open(folder)
+    assert not [record for record in run.records if record.status == "failed"]
+    assert set(run.layers("learning_rate", "rotation_predicted")) == {"0.weight", "2.weight"}
+    assert run.last("learning_rate", "relative_update", "phase").value == pytest.approx(0.1 * math.hypot(1, 0.1))
+    empty = [record for record in run.records if record.layer == "empty" and record.name == "relative_update"]
+    assert [(record.status, record.note) for record in empty] == [("skipped", "the tensor has no entries")]
+
+
+def test_the_start_of_what_is_removed_or_resized_is_dropped() -> None:
+    toy, probe = Toy(), EffectiveLearningRate()
+    _readings(probe, toy, 0)
+    toy.model[0].weight.data = torch.randn(7, 3)
+    del toy.model[2]
+    list(probe.measure(Moment(1, toy.model, toy.optimizer)))
+    assert {name: (start.step, len(start.values)) for name, start in probe._start.items()} == {"0.weight": (1, 7)}

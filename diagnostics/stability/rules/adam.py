@@ -80,7 +80,7 @@ def nadam(group: Group, state: State) -> StepRule:
         return (root + epsilon) * (common.at_minus_one / momentum(of).at_minus_one)
 
     return StepRule(
-        text=f"nadam: (2{'−ηλ' if decoupled else ''})/(ηF(−1)), F of the present step",
+        text=f"nadam: {'(2−ηλ)' if decoupled else '2'}/(ηF(−1)), F of the present step",
         lr=float(group["lr"]),
         momentum=common,
         decoupled_decay=decoupled,

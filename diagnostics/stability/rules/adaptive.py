@@ -95,7 +95,8 @@ def adafactor(group: Group, state: State) -> StepRule:
         else:
             rows, columns = of["row_var"], of["col_var"]
             floor = torch.finfo(rows.dtype).eps if group["eps"][0] is None else float(group["eps"][0])
-            moment = rows @ columns / rows.mean(dim=-2, keepdim=True).clamp(min=floor)
+            # A product by broadcasting: autocast would take ``@`` in half precision.
+            moment = rows * columns / rows.mean(dim=-2, keepdim=True).clamp(min=floor)
         floor = torch.finfo(moment.dtype).eps if group["eps"][0] is None else float(group["eps"][0])
         return moment.sqrt(), floor
 
@@ -108,7 +109,7 @@ def adafactor(group: Group, state: State) -> StepRule:
         return divisor
 
     return StepRule(
-        text=f"adafactor: (2{'−ηλ' if decay else ''})/η, as if the update were not clipped",
+        text=f"adafactor: {'(2−ηλ)' if decay else '2'}/η, as if the update were not clipped",
         lr=rate,
         decoupled_decay=decay,
         denominator=denominator if rate else None,

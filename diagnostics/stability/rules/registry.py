@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -76,7 +77,8 @@ def step_rules(optimizer: Optimizer) -> tuple[StepRule, ...]:
 
     Raises:
         NoStepRuleError: an optimizer of its own geometry (Lion, sign descent, Muon), or an unknown one.
-        DiagnosticsError: 8-bit states, ``maximize``, or a wrapper that cannot be read.
+        DiagnosticsError: 8-bit states, ``maximize``, a wrapper or a group that cannot be read, or a learning rate that
+            is negative or not finite.
     """
     inner, wrappers = wrapped_by(optimizer)
     _refuse_few_bits(inner)
@@ -90,7 +92,16 @@ def step_rules(optimizer: Optimizer) -> tuple[StepRule, ...]:
         )
     rules = []
     for group in inner.param_groups:
-        rule = build(group, _furthest_state(inner, group))
+        try:
+            rule = build(group, _furthest_state(inner, group))
+        except KeyError as missing:
+            raise DiagnosticsError(
+                "a parameter group lacks a setting of its optimizer",
+                given=f"{type(inner).__name__} without {missing}",
+                expected="param_groups as the optimizer makes them",
+            ) from missing
+        if not 0.0 <= rule.lr < math.inf:
+            raise DiagnosticsError("the learning rate is not one", given=f"lr {rule.lr:g}", expected="zero or more")
         for wrapper in wrappers:
             rule = wrapper(rule, group)
         rules.append(rule)

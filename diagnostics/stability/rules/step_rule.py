@@ -125,6 +125,13 @@ class StepRule:
         """
         if not self.ascent:
             return self.threshold
+        if self.ascent_by_size or self.denominator is not None:
+            raise DiagnosticsError(
+                "the edge of this sharpness-aware step is no one curvature: it depends on the direction",
+                given=self.text,
+                expected="SAM, not ASAM, around an optimizer without a preconditioner",
+                attempt="stability(objective, optimizer).ratio, whose edge is 1",
+            )
         if gradient_norm is None:
             raise DiagnosticsError(
                 "the edge of a sharpness-aware step depends on the size of the gradient",

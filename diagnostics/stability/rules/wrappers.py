@@ -9,6 +9,8 @@ Source: Foret et al., arXiv 2010.01412; Long and Bartlett, arXiv 2309.12488; Zha
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,6 +20,7 @@ import numpy
 from torch.optim import Optimizer
 
 from diagnostics.errors import DiagnosticsError
+from diagnostics.stability.arguments import real_number, whole_number
 from diagnostics.stability.rules.step_rule import Group, Momentum, StepRule
 
 Wrapper = Callable[[StepRule, Group], StepRule]
@@ -34,7 +37,9 @@ def unwrap_optimizer(optimizer: Optimizer) -> Optimizer:
 def wrapped_by(optimizer: Any) -> tuple[Optimizer, list[Wrapper]]:
     """The optimizer inside, and what the wrappers around it do to its rule, from the inside out."""
     wrappers: list[Wrapper] = []
-    while (inner := _inside(optimizer)) is not None:
+    passed: set[int] = set()
+    while id(optimizer) not in passed and (inner := _inside(optimizer)) is not None:
+        passed.add(id(optimizer))
         name = type(optimizer).__name__
         if name in _SHARPNESS_AWARE:
             wrappers.append(partial(_sharpness_aware, optimizer))
@@ -43,15 +48,36 @@ def wrapped_by(optimizer: Any) -> tuple[Optimizer, list[Wrapper]]:
         elif hasattr(optimizer, "base_optimizer") or "SAM" in name:
             wrappers.append(partial(_unknown, name))
         optimizer = inner
+    # Some, as schedule-free's wrapper, have all that an optimizer has and are of another class.
+    if not (callable(getattr(optimizer, "step", None)) and hasattr(optimizer, "param_groups")):
+        raise DiagnosticsError(
+            "optimizer is not a torch optimizer", given=type(optimizer).__name__, expected="torch.optim.Optimizer"
+        )
     return optimizer, wrappers[::-1]
 
 
 def _inside(optimizer: Any) -> Optimizer | None:
+    """The optimizer that a wrapper is around; None for one that takes steps of its own and has another beside it."""
     for attribute in _INNER:
         inner = getattr(optimizer, attribute, None)
-        if isinstance(inner, Optimizer):
+        if isinstance(inner, Optimizer) and not _steps_as_torch(optimizer) and _same_parameters(optimizer, inner):
             return inner
     return None
+
+
+def _steps_as_torch(optimizer: Any) -> bool:
+    step = inspect.unwrap(getattr(type(optimizer), "step", Optimizer.step))
+    return (step.__module__ or "").startswith("torch.optim.") and step is not inspect.unwrap(Optimizer.step)
+
+
+def _same_parameters(wrapper: Any, inner: Optimizer) -> bool:
+    groups = getattr(wrapper, "param_groups", None)
+    if groups is None:
+        return True
+    theirs, its = (
+        {id(tensor) for group in some for tensor in group["params"]} for some in (groups, inner.param_groups)
+    )
+    return theirs == its
 
 
 def _setting(wrapper: Any, group: Group, *names: str) -> Any:
@@ -71,17 +97,20 @@ def _setting(wrapper: Any, group: Group, *names: str) -> Any:
 
 def _sharpness_aware(wrapper: Any, rule: StepRule, group: Group) -> StepRule:
     adaptive = type(wrapper).__name__ == "ASAM" or bool(group.get("adaptive", getattr(wrapper, "adaptive", False)))
+    rho = _setting(wrapper, group, "rho")
     return replace(
         rule,
         text=f"{'asam' if adaptive else 'sam'}, λ(1+ρλ/‖g‖) in {rule.text}",
-        ascent=float(_setting(wrapper, group, "rho")),
+        ascent=real_number("rho of SAM is not a radius", rho, "zero or more", lambda value: 0 <= value < math.inf),
         ascent_by_size=adaptive,
     )
 
 
 def _lookahead(wrapper: Any, rule: StepRule, group: Group) -> StepRule:
-    steps = int(_setting(wrapper, group, "lookahead_k", "la_steps", "_total_la_steps", "k"))
-    share = float(_setting(wrapper, group, "lookahead_alpha", "la_alpha", "alpha"))
+    taken = _setting(wrapper, group, "lookahead_k", "la_steps", "_total_la_steps", "k")
+    steps = whole_number("k of Lookahead is not a number of steps", taken, "at least 1", 1)
+    kept = _setting(wrapper, group, "lookahead_alpha", "la_alpha", "alpha")
+    share = real_number("α of Lookahead is out of range", kept, "above 0 and at most 1", lambda value: 0 < value <= 1)
     stretch = lookahead_stretch(rule.momentum, rule.lr * rule.decoupled_decay, steps, share)
     moved = "" if abs(stretch - 1) < 1e-6 else f" × {stretch:.4g}"
     return replace(rule, text=f"lookahead (k={steps}, α={share:g}) around {rule.text}{moved}", stretch=stretch)
