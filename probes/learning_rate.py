@@ -50,22 +50,30 @@ class EffectiveLearningRate:
 
     Args:
         every: own schedule; the Monitor's by default.
-        from_start: keep a copy of all matrices, on the CPU, from the first measurement on (that of a resumed run is
-            where it was resumed), for ``distance`` and ``drift_stable_rank``. It takes the memory of the matrices once.
+        memory: GiB of host memory for copies of the matrices as they were at the first measurement (of a resumed run,
+            where it was resumed), which ``distance`` and ``drift_stable_rank`` need; matrices beyond it are left out.
+
+    Raises:
+        DiagnosticsError: a negative memory.
 
     Source: van Laarhoven, arXiv 1706.05350; Lyle et al., arXiv 2407.01800; Kosson et al., arXiv 2305.17212.
     """
 
     every: int | Callable[[int], bool] | None = None
-    from_start: bool = True
+    memory: float = 1.0
     name: ClassVar[str] = "learning_rate"
     needs: ClassVar[frozenset[Need]] = frozenset({"updates"})
     cost: ClassVar[Cost] = "expensive"
     _start: dict[str, _Start] = field(default_factory=dict, init=False, repr=False)
+    _left_out: int = field(default=0, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.memory >= 0:
+            raise DiagnosticsError("memory is negative", given=str(self.memory), expected="GiB, as 1.0, or 0 for none")
 
     def settings(self) -> dict[str, Any]:
-        """Whether the start is kept."""
-        return {"from_start": self.from_start}
+        """Memory for the start."""
+        return {"memory": self.memory}
 
     def measure(self, moment: Moment) -> Iterator[Reading]:
         """Realised updates first; then rates, for optimizers whose step is understood."""
@@ -81,8 +89,7 @@ class EffectiveLearningRate:
             else:
                 note = "the tensor was all zero" if update.before.numel() else "the tensor has no entries"
                 yield Reading("relative_update", None, tensor, note=note, status="skipped")
-        if self.from_start:
-            self._remember(moment)
+        yield from self._remember(moment)
         yield from self._expected(moment)
         rates = _by_name(moment)
         for tensor, update in moved.items():
@@ -90,15 +97,29 @@ class EffectiveLearningRate:
                 yield from self._step(moment, tensor, update, rates.get(tensor, 1.0))
         yield from _rates(moment)
 
-    def _remember(self, moment: Moment) -> None:
-        """Copies of matrices not seen before, or that belong to another run than the one this probe was last in."""
+    def _remember(self, moment: Moment) -> Iterator[Reading]:
+        """Copies of matrices not seen before, or that belong to another run than the one this probe was last in; and
+        once, how many there was no room for.
+        """
         named = dict(moment.model.named_parameters())
         self._start = {name: start for name, start in self._start.items() if start.of(named.get(name), moment.step)}
+        left_out = 0
         for name, tensor in named.items():
             seen = name in self._start
             if tensor.requires_grad and _is_matrix(tensor) and not seen and bool(tensor.isfinite().all()):
+                if self._kept() + tensor.nbytes > self.memory * 2**30:
+                    left_out += 1
+                    continue
                 with torch.inference_mode(False), torch.no_grad():
                     self._start[name] = _Start(moment.step, ref(tensor), tensor.detach().to("cpu", copy=True))
+        if left_out and left_out != self._left_out:
+            note = f"copies of {left_out} matrices as they were at first would take more than {self.memory:g} GiB: "
+            yield Reading("distance", None, note=f"{note}EffectiveLearningRate(memory=...)", status="skipped")
+        self._left_out = left_out
+
+    def _kept(self) -> int:
+        """Bytes of the copies."""
+        return sum(start.values.nbytes for start in self._start.values())
 
     def _expected(self, moment: Moment) -> Iterator[Reading]:
         """What equilibrium has in store for the matrices of each group that has one."""

@@ -107,14 +107,14 @@ def test_what_is_not_defined_leaves_no_record(folder: Path) -> None:
 
 
 def test_without_the_start_there_is_no_distance_and_no_copy(folder: Path) -> None:
-    toy, probe = Toy(), EffectiveLearningRate(from_start=False)
+    toy, probe = Toy(), EffectiveLearningRate(memory=0)
     with Monitor(toy.model, toy.optimizer, toy.objective, out=folder, probes=[probe], every=1, budget=None):
         toy.step()
     run = Run.open(folder)
     assert run.layers("learning_rate", "rotation") == ["0.weight", "2.weight"]
     assert run.layers("learning_rate", "distance") == []
     assert probe._start == {}
-    assert run.header["probes"][0]["settings"] == {"from_start": False}
+    assert run.header["probes"][0]["settings"] == {"memory": 0}
 
 
 def test_the_start_of_a_resumed_run_is_where_it_was_resumed(folder: Path) -> None:
