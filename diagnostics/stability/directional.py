@@ -19,12 +19,16 @@ import torch
 from torch import Tensor
 
 from diagnostics.curvature.draws import random_stream
+from diagnostics.curvature.eigen.basis import random_vector
 from diagnostics.curvature.operators import Hessian
 from diagnostics.curvature.symmetric import rounding_of, route_of
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate
 from diagnostics.objective import Objective
 from diagnostics.stability.arguments import hessian_of, require_objective
+
+CAUTION = 3.0
+"""So many times the rounding that one sample of it showed along the update is taken for the error."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,6 +85,10 @@ def directional_sharpness(
     delta = checked_direction(objective, update, "update")
     length = float(torch.linalg.vector_norm(delta))
     operator = hessian_of(objective, hessian)
+    if not objective.verified_routes:
+        # The first product is held against differences of gradients. Along a step of signs these meet so many kinks of
+        # a ReLU network at once that they say nothing; along a random vector they do.
+        operator @ random_vector(len(delta), random_stream(0), operator.dtype, operator.device)
     # A unit vector: neither tiny steps nor huge ones leave the range of single precision.
     unit = delta / length
     product = (operator @ unit.to(operator.dtype)).double()
@@ -95,7 +103,9 @@ def directional_sharpness(
     curvature_error = rounding * float(torch.linalg.vector_norm(product))
     slope = length * float(gradient @ unit)
     plain = 8 * torch.finfo(objective.space.dtype).eps * float(torch.linalg.vector_norm(gradient))
-    slope_error = length * (plain + float(torch.linalg.vector_norm(doubt)))
+    # Rounding points anywhere: of its length, only what falls on the update counts, and a sample of it may fall short.
+    usual = float(torch.linalg.vector_norm(doubt)) / math.sqrt(len(doubt))
+    slope_error = length * (plain + CAUTION * max(abs(float(doubt @ unit)), usual))
     half, half_error = 0.5 * length**2 * curvature, 0.5 * length**2 * curvature_error
     if slope < -slope_error:
         ratio_error = (half_error + abs(half) * slope_error / -slope) / -slope

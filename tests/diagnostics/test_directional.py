@@ -144,3 +144,20 @@ def test_frozen_layers_are_left_out() -> None:
     gradient, H = dense_at(model, nn.CrossEntropyLoss(), data)
     measured = directional_sharpness(objective, -gradient)
     assert float(measured.curvature) == pytest.approx(float(gradient @ H @ gradient / (gradient @ gradient)), rel=1e-9)
+
+
+def test_a_route_is_not_judged_by_its_product_along_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Along a dense sign vector differences of gradients meet many kinks of a ReLU network, and a right product was
+    refused for them.
+    """
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+    objective = Objective(model, nn.CrossEntropyLoss(), (torch.randn(32, 4), torch.randint(2, (32,))))
+    update = -1e-3 * objective.gradient().sign()
+    asked: list[torch.Tensor] = []
+    plain = Hessian.__matmul__
+    monkeypatch.setattr(Hessian, "__matmul__", lambda H, v: (asked.append(v), plain(H, v))[1])
+    directional_sharpness(objective, update)
+    directional_sharpness(objective, update)
+    cosines = [float(torch.nn.functional.cosine_similarity(v.double(), update.double(), dim=0)) for v in asked]
+    assert [abs(cosine) > 0.99 for cosine in cosines] == [False, True, True]
