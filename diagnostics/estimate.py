@@ -73,6 +73,24 @@ def exact(value: float, how: str) -> Estimate:
     return Estimate(float(value), 0.0, "exact", how)
 
 
+def listing(result: object) -> str:
+    """One line for each Estimate of a result, for those who print it; what is None is left out.
+
+    Example:
+        >>> @dataclass
+        ... class Pair:
+        ...     first: Estimate
+        ...     second: Estimate | None = None
+        >>> print(listing(Pair(exact(2.0, "counted"))))
+        first  2
+    """
+    found = {name: value for name, value in vars(result).items() if isinstance(value, Estimate)}
+    width = max(map(len, found), default=0)
+    return "\n".join(
+        f"{name:<{width}}  {value}" + ("" if value.determined else f" ({value.how})") for name, value in found.items()
+    )
+
+
 def format_value(value: float, error: float | None = None) -> str:
     """Text for ``value ± error``, the error to one digit and the value to the same place.
 

@@ -32,7 +32,7 @@ LION = ("Lion", "LionW")
 """Classes outside torch that step along the sign of an average of gradients, known by their names."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Equilibrium:
     """What scale-invariant weights of one parameter group tend to. ``nan`` where nothing is known, with the reason.
 
@@ -50,11 +50,13 @@ class Equilibrium:
 
     def __str__(self) -> str:
         if not self.rotation.determined:
-            return f"group {self.group}: no equilibrium rotation ({self.rotation.how})"
+            return f"group {self.group}: no equilibrium rotation ({self.rotation.how.partition('; ')[0]})"
         return (
             f"group {self.group}: {self.rotation} rad per step ({self.rotation.how}), rms of weights "
             f"{self.weight_rms}, timescale {self.timescale} steps"
         )
+
+    __repr__ = __str__
 
 
 def equilibrium_rotation(optimizer: Optimizer) -> tuple[Equilibrium, ...]:

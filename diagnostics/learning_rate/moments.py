@@ -23,14 +23,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from diagnostics.errors import DiagnosticsError
-from diagnostics.estimate import Estimate, exact
+from diagnostics.estimate import Estimate, exact, listing
 from diagnostics.stability.preconditioner import positive_denominator, rules_by_parameter
 from diagnostics.stability.rules import StepRule, unwrap_optimizer
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MomentStatistics:
     """One tensor's moments against its gradient; None where the optimizer keeps no such moment.
 
@@ -50,6 +50,11 @@ class MomentStatistics:
     update_alignment: Estimate | None
     epsilon_share: Estimate | None
     rates: tuple[float, ...] | None
+
+    def __str__(self) -> str:
+        return listing(self)
+
+    __repr__ = __str__
 
 
 def moment_statistics(

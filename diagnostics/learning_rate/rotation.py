@@ -106,6 +106,14 @@ def row_norms(tensor: Tensor) -> Tensor:
 
 def require_alike(before: Tensor, after: Tensor) -> None:
     """Refuse tensors that no step leads from one to the other, and those that have no rows of real numbers."""
+    for given in (before, after):
+        if not isinstance(given, Tensor):
+            raise DiagnosticsError(
+                "before and after are not tensors",
+                given=type(given).__name__,
+                expected="one weight at two times",
+                attempt="one call for each tensor of the model",
+            )
     if before.shape != after.shape or before.numel() == 0 or before.is_complex() or after.is_complex():
         raise DiagnosticsError(
             "before and after are not one weight at two times",

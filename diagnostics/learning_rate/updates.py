@@ -21,7 +21,7 @@ from torch import Tensor
 
 from diagnostics.curvature.eigen.eigenpairs import top_eigenpairs
 from diagnostics.errors import DiagnosticsError
-from diagnostics.estimate import Estimate, exact
+from diagnostics.estimate import Estimate, exact, listing
 from diagnostics.learning_rate.rotation import as_rows, require_alike, row_norms
 
 DENSE = 512
@@ -37,7 +37,7 @@ SAFE = (1e-12, 1e12)
 """Largest entries between which float32 holds the squares."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class UpdateStatistics:
     """One step of one weight. What is not defined is ``nan``, with the reason in ``how``.
 
@@ -60,6 +60,11 @@ class UpdateStatistics:
     update_stable_rank: Estimate | None
     drift_stable_rank: Estimate | None
     distance: Estimate | None
+
+    def __str__(self) -> str:
+        return listing(self)
+
+    __repr__ = __str__
 
 
 def update_statistics(

@@ -158,10 +158,11 @@ def _gradient_norm(gradient: Tensor | None) -> float:
     size = 0.0 if gradient is None else float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
     if not 0.0 < size < math.inf:
         raise DiagnosticsError(
-            "the edge of a sharpness-aware step depends on the gradient",
-            given="no gradient" if gradient is None else f"a gradient of norm {size:g}",
-            expected="a finite gradient that is not zero",
-            attempt="stability(objective, optimizer), which takes it from the objective",
+            "the edge of a sharpness-aware step depends on the gradient"
+            + (", and this measure does not know it" if gradient is None else ""),
+            given="SAM or ASAM" if gradient is None else f"a gradient of norm {size:g}",
+            expected="another optimizer" if gradient is None else "a finite gradient that is not zero",
+            attempt="stability(objective, optimizer), which takes the gradient from the objective",
         )
     return size
 

@@ -142,3 +142,15 @@ def test_half_precision_weights_have_exact_differences() -> None:
     exactly = update_statistics(before.double(), after.double(), initial=initial.double())
     assert found.distance.value == pytest.approx(exactly.distance.value, rel=1e-6)
     assert found.update_norm_ratio.value == pytest.approx(exactly.update_norm_ratio.value, rel=1e-6)
+
+
+def test_what_is_printed_is_one_line_for_each_number_and_the_reason_where_there_is_none() -> None:
+    text = str(update_statistics(torch.zeros(2, 2), torch.eye(2)))
+    assert "update_stable_rank   2" in text
+    assert "relative             undetermined (the weight was all zero)" in text
+    assert "distance" not in text
+
+
+def test_something_else_than_a_weight_is_refused() -> None:
+    with pytest.raises(DiagnosticsError, match=r"not tensors; given: list.*one call for each tensor"):
+        update_statistics(torch.eye(2), [torch.eye(2)])
