@@ -101,6 +101,8 @@ def format_value(value: float, error: float | None = None) -> str:
         ('0.01235', '1230 ± 30', 'undetermined')
         >>> format_value(1.04208213, 1e-6), format_value(2.0, float("inf"))
         ('1.0421 ± 0.0001', '2 ± ?')
+        >>> format_value(0.0, 0.5), format_value(1.2e-6, 1e-7)
+        ('0.0 ± 0.5', '1.2e-06 ± 1e-07')
     """
     if not math.isfinite(value):
         return "undetermined"
@@ -112,7 +114,7 @@ def format_value(value: float, error: float | None = None) -> str:
     if value:
         error = max(error, 10.0 ** (size - 4))
     place = math.floor(math.log10(error))
-    if abs(value) < 1e-4 or abs(value) >= 1e7:
+    if not 1e-4 <= max(abs(value), error) < 1e7:
         digits = max(0, int(size) - place) if value else 0
         return f"{value:.{digits}e} ± {error:.0e}"
     if place >= 0:

@@ -1,7 +1,10 @@
 """The instruments: attach to a training run or open a checkpoint, decide when to measure, write the run down."""
 
+from probes.ascent import AscentSharpness as AscentSharpness
+from probes.batch_ladder import BatchLadder as BatchLadder
 from probes.batch_sharpness import BatchSharpness as BatchSharpness
 from probes.gradient_curvature import GradientCurvature as GradientCurvature
+from probes.gradient_flow import GradientFlow as GradientFlow
 from probes.learning_rate import EffectiveLearningRate as EffectiveLearningRate
 from probes.monitor import Monitor as Monitor
 from probes.run.reader import Run as Run
@@ -9,6 +12,7 @@ from probes.run.records import Record as Record
 from probes.schedule import at as at
 from probes.schedule import every as every
 from probes.schedule import log_spaced as log_spaced
+from probes.sharpening import Sharpening as Sharpening
 from probes.sharpness import Sharpness as Sharpness
 from probes.spectrum import Spectrum as Spectrum
 from probes.units import Units as Units

@@ -51,6 +51,10 @@ def at(*steps: int) -> Schedule:
     return Schedule("at steps " + ", ".join(map(str, sorted(chosen))), lambda step: step in chosen)
 
 
+FIRST_AND_LAST = Schedule("the first state and the last", lambda step: step == 0)
+"""For what costs as much as training: a Monitor measures the last state whatever the schedule."""
+
+
 def log_spaced(per_decade: int = 8) -> Schedule:
     """Step 0, then evenly on a log axis: dense where training changes fast, sparse where it does not.
 

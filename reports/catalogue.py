@@ -9,12 +9,24 @@ from reports import training, units, weights
 from reports.chapter import Chapter
 from reports.learning_rate import chapter as learning_rate
 from reports.spectrum import chapter as spectrum
-from reports.stability import batch_sharpness, gradient_curvature, sharpness
+from reports.stability import (
+    ascent,
+    batch_ladder,
+    batch_sharpness,
+    gradient_curvature,
+    gradient_flow,
+    sharpening,
+    sharpness,
+)
 
 CHAPTERS: dict[str, Callable[[Run], Chapter]] = {
     "sharpness": sharpness.read,
     "batch_sharpness": batch_sharpness.read,
     "gradient_curvature": gradient_curvature.read,
+    "sharpening": sharpening.read,
+    "gradient_flow": gradient_flow.read,
+    "batch_ladder": batch_ladder.read,
+    "ascent": ascent.read,
     "spectrum": spectrum.read,
     "learning_rate": learning_rate.read,
     "units": units.read,

@@ -6,7 +6,15 @@ from dataclasses import replace
 
 from reports.finding import Finding, worst_first
 
-_CURVATURE = ("batch_sharpness/", "gradient_curvature/", "spectrum/")
+_CURVATURE = (
+    "batch_sharpness/",
+    "gradient_curvature/",
+    "spectrum/",
+    "sharpening/",
+    "ascent/",
+    "batch_ladder/",
+    "gradient_flow/",
+)
 
 CONSEQUENCES: dict[str, tuple[str, ...]] = {
     "weights/finite": ("sharpness/", *_CURVATURE, "learning_rate/", "units/", "training/"),

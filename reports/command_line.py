@@ -21,7 +21,7 @@ OK, FINDINGS, USAGE, NOT_TAKEN, UNSAFE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 DISTRIBUTION = "training-dynamics-diagnostics"
 
-NAMED = ("gradient_curvature", "spectrum")
+NAMED = ("gradient_curvature", "spectrum", "sharpening", "ascent", "batch_ladder", "gradient_flow")
 PROBES = ("sharpness", "learning_rate", "units", *NAMED)
 
 _EPILOG = """\
@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         "--fail-on", choices=("warn", "fail", "never"), default="fail", help="exit with 1 at this level (default: fail)"
     )
     parser.add_argument(
-        "--probes", metavar="A,B", help=f"only these: {', '.join(PROBES)}; {' and '.join(NAMED)} must be named"
+        "--probes", metavar="A,B", help=f"only these: {', '.join(PROBES)}; from {NAMED[0]} on only when named"
     )
     parser.add_argument("--device", metavar="D", help="where the task makes its tensors, e.g. cuda")
     parser.add_argument(

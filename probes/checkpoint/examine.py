@@ -12,18 +12,22 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from diagnostics import Objective
+from probes.ascent import AscentSharpness
+from probes.batch_ladder import BatchLadder
 from probes.checkpoint.contents import Checkpoint
 from probes.checkpoint.load import load_checkpoint
 from probes.checkpoint.state import state_tensors
 from probes.checkpoint.task import build_task
 from probes.checkpoint.weights import survey
 from probes.gradient_curvature import GradientCurvature
+from probes.gradient_flow import GradientFlow
 from probes.header import describe_groups, describe_objective, describe_optimizer, device_name, versions
 from probes.journal import to_record
 from probes.learning_rate import EffectiveLearningRate
 from probes.probe import Moment, Probe, Reading
 from probes.run.reader import SCHEMA_VERSION, Run, array_key
 from probes.run.records import Record
+from probes.sharpening import Sharpening
 from probes.sharpness import Sharpness
 from probes.spectrum import Spectrum
 from probes.units import Units
@@ -48,8 +52,8 @@ def examine(
 ) -> Run:
     """Open a checkpoint and measure what can be measured; the result is a Run with one step.
 
-    The spectrum and the curvature along steps are measured only when they are asked for by name: the first costs twenty
-    times the rest.
+    The spectrum, the curvature along steps, and what lies around the edge of stability are measured only when they are
+    asked for by name: the spectrum costs twenty times the rest, and a gradient flow as much as training.
 
     Args:
         path: the file.
@@ -105,7 +109,9 @@ def _probes(only: Collection[str] | None) -> list[Probe]:
     probes: list[Probe] = [Sharpness(tol=1e-3), EffectiveLearningRate(), Units()]
     if only is None:
         return probes
-    named: list[Probe] = [GradientCurvature(), Spectrum(steps=64)]
+    # One measurement, in which a flow may be followed to its end, and eigenvectors told apart.
+    around: list[Probe] = [Sharpening(tol=1e-3), AscentSharpness(), BatchLadder(), GradientFlow(max_gradients=20_000)]
+    named: list[Probe] = [GradientCurvature(), Spectrum(steps=64), *around]
     return [probe for probe in (*probes, *named) if probe.name in only]
 
 

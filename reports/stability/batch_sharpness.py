@@ -58,6 +58,12 @@ def _noise(run: Run) -> Finding | None:
             f" The noise interaction E[g_BᵀHg_B]/‖∇L‖² is {format_value(noise.value, noise.error)}: where it is above "
             "2/η, the average SGD step no longer lowers the whole loss. Near a minimum it is large all the same."
         )
+    momentum = run.last("batch_sharpness", "momentum")
+    if momentum is not None and momentum.value is not None:
+        meaning += (
+            f" Along the steps that momentum takes, E[sᵀH_Bs/(s·g_B)] is "
+            f"{format_value(momentum.value, momentum.error)}: at 2/η such a step leaves its batch's loss as it was."
+        )
     return Finding(
         id=ID,
         level="ok",

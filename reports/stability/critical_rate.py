@@ -135,21 +135,38 @@ def critical_figure(run: Run) -> list[Figure]:
     if not _drawable(critical):
         return []
     curves = [Line("critical", critical)]
+    model = _of_quadratic_model(run, lr)
+    if len(model) > 1:
+        curves.append(Line("quadratic model", model, color=palette.SERIES[2]))
     if numpy.isfinite(lr.values).any():
         curves.append(Line("in force", lr, color=palette.EDGE))
+    told = " The quadratic model knows gradient and curvature at the point alone." if len(model) > 1 else ""
+    columns = ("critical learning rate", "learning rate", *(("of the quadratic model",) if len(model) > 1 else ()))
     uphill = len(_uphill(run))
     gaps = f" At {counted(uphill, 'check')} there was none: the loss rose along it at any rate." if uphill else ""
     return [
         Figure(
             id="critical-rate",
             title="Critical learning rate and the rate in force",
-            caption="Where the rate in force is above the critical one, the next step would raise the loss." + gaps,
+            caption="Where the rate in force is above the critical one, the next step would raise the loss."
+            + told
+            + gaps,
             alt=f"Critical learning rate over steps {critical.steps[0]} to {critical.steps[-1]}, from "
             f"{critical.values[0]:.3g} to {critical.values[-1]:.3g}, log scale.",
             draw=partial(_draw_rates, curves),
-            table=step_table(("critical learning rate", "learning rate"), (critical, lr)),
+            table=step_table(columns, [critical, lr, model][: len(columns)]),
         )
     ]
+
+
+def _of_quadratic_model(run: Run, lr: Series) -> Series:
+    """The rate over the step ratio: where the quadratic model stops falling along the same step."""
+    ratio = run.series("gradient_curvature", "step_ratio")
+    known = dict(zip(lr.steps.tolist(), lr.values.tolist(), strict=True))
+    rates = numpy.array([known.get(step, float("nan")) for step in ratio.steps.tolist()], dtype=numpy.float64)
+    kept = numpy.isfinite(rates) & (ratio.values > 0)
+    values = rates[kept] / ratio.values[kept]
+    return Series(ratio.steps[kept], values, numpy.full(len(values), float("nan")))
 
 
 def _draw_rates(curves: list[Line], canvas: Canvas) -> None:

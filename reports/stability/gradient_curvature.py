@@ -19,6 +19,7 @@ from reports.document import Figure
 from reports.finding import Finding
 from reports.spectrum.records import share
 from reports.stability.critical_rate import CITATION, critical_figure, critical_rate
+from reports.stability.smoothness import smoothness
 from reports.stability.trace_bound import trace_bound
 from reports.stability.verdict import measured_without_batch_statistics
 
@@ -39,7 +40,9 @@ def read(run: Run) -> Chapter:
         if reason is not None:
             id = "gradient_curvature/critical_rate"
             findings = [unmeasured(id, "The curvature along steps", reason, (), CITATION)]
-    return Chapter(tuple(findings), (*critical_figure(run), *_alignment_figure(run), *trace_bound(run)))
+    grows = Chapter() if other else smoothness(run)
+    figures = (*critical_figure(run), *_alignment_figure(run), *trace_bound(run), *grows.figures)
+    return Chapter((*findings, *grows.findings), figures)
 
 
 def _subspace(run: Run) -> list[Finding]:

@@ -23,7 +23,7 @@ from diagnostics.estimate import exact, format_value
         (math.nan, 0.1, "undetermined"),
         (math.inf, 0.1, "undetermined"),
         (-2.5, 0.04, "-2.50 ± 0.04"),
-        (0.0, 0.001, "0e+00 ± 1e-03"),
+        (0.0, 0.001, "0.000 ± 0.001"),
         (1.2345e-6, 2e-8, "1.23e-06 ± 2e-08"),
         (3.0e9, 1e7, "3.00e+09 ± 1e+07"),
         (12.0, 9.7, "12 ± 10"),

@@ -251,3 +251,10 @@ def test_strange_numbers_break_nothing(values: list[float], error: float | None)
     chapters = [read(run) for read in (sharpness.read, batch_sharpness.read, gradient_curvature.read)]
     cited = {name for chapter in chapters for finding in chapter.findings for name in finding.evidence}
     assert cited <= {figure.id for chapter in chapters for figure in chapter.figures}
+
+
+def test_what_steps_with_momentum_meet_is_told_where_it_was_measured() -> None:
+    value: dict[Key, list[float]] = {("batch_sharpness", "value"): [4.0]}
+    told = batch_sharpness.read(run_of({**value, ("batch_sharpness", "momentum"): [9.0]})).findings[0].meaning
+    assert "E[sᵀH_Bs/(s·g_B)] is 9.00 ± 0.01" in told
+    assert "momentum" not in batch_sharpness.read(run_of(value)).findings[0].meaning
