@@ -8,6 +8,7 @@ steps, and its threshold with it.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -33,10 +34,6 @@ def adam(group: Group, state: State) -> StepRule:
         root, _ = second_moment(of)
         return root + epsilon
 
-    def denominator(of: State, parameter: Tensor) -> Tensor:
-        divisor: Tensor = steady(of, parameter) * (1 - beta1 ** float(of["step"]))
-        return divisor
-
     return StepRule(
         text=f"{'adamw' if group.get('decoupled_weight_decay', False) else 'adam'}: "
         + (DECAYED_EDGE if decoupled else EDGE),
@@ -44,7 +41,7 @@ def adam(group: Group, state: State) -> StepRule:
         momentum=Momentum(beta1, gain=1 - beta1),
         decoupled_decay=decoupled,
         coupled_decay=coupled,
-        denominator=denominator,
+        denominator=_corrected(steady, beta1),
         steady_denominator=steady,
         second_moment=second_moment,
     )
@@ -105,10 +102,6 @@ def radam(group: Group, state: State) -> StepRule:
         root, floor = second_moment(of)
         return (root + floor) / rectification
 
-    def denominator(of: State, parameter: Tensor) -> Tensor:
-        divisor: Tensor = steady(of, parameter) * (1 - beta1 ** float(of["step"]))
-        return divisor
-
     adapting = not state or _rectification(beta2, float(state["step"])) is not None
     return StepRule(
         text="radam: " + (DECAYED_EDGE if decoupled else EDGE),
@@ -116,7 +109,7 @@ def radam(group: Group, state: State) -> StepRule:
         momentum=Momentum(beta1, gain=1 - beta1),
         decoupled_decay=decoupled,
         coupled_decay=coupled,
-        denominator=denominator,
+        denominator=_corrected(steady, beta1),
         steady_denominator=steady,
         second_moment=second_moment if adapting else None,
     )
@@ -132,16 +125,12 @@ def adamax(group: Group, state: State) -> StepRule:
         largest: Tensor = of["exp_inf"]
         return largest
 
-    def denominator(of: State, parameter: Tensor) -> Tensor:
-        divisor: Tensor = steady(of, parameter) * (1 - beta1 ** float(of["step"]))
-        return divisor
-
     return StepRule(
         text=f"adamax: {EDGE}",
         lr=float(group["lr"]),
         momentum=Momentum(beta1, gain=1 - beta1),
         coupled_decay=float(group["weight_decay"]),
-        denominator=denominator,
+        denominator=_corrected(steady, beta1),
         steady_denominator=steady,
     )
 
@@ -152,6 +141,16 @@ def _settings(group: Group) -> tuple[float, float, float, float, float]:
     decay = float(group["weight_decay"])
     coupled, decoupled = (0.0, decay) if group.get("decoupled_weight_decay", False) else (decay, 0.0)
     return beta1, beta2, float(group["eps"]), coupled, decoupled
+
+
+def _corrected(steady: Callable[[State, Tensor], Tensor], beta1: float) -> Callable[[State, Tensor], Tensor]:
+    """The divisor with the bias correction of the first moment, which makes early steps longer."""
+
+    def denominator(of: State, parameter: Tensor) -> Tensor:
+        divisor: Tensor = steady(of, parameter) * (1 - beta1 ** float(of["step"]))
+        return divisor
+
+    return denominator
 
 
 def _rectification(beta2: float, step: float) -> float | None:
