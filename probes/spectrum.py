@@ -16,13 +16,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from diagnostics import DiagnosticsError, Estimate, Hessian, Objective, layer_curvature, top_eigenpairs
+from diagnostics import DiagnosticsError, Hessian, Objective, layer_curvature, top_eigenpairs
 from diagnostics.curvature.spectrum import Spectrum as Density
 from diagnostics.curvature.spectrum import spectral_density
 from diagnostics.estimate import exact
 from diagnostics.quiet import quiet
 from probes.directions import Part, Space, gradient_in, since, space_of
 from probes.probe import Cost, Moment, Need, Reading
+from probes.readings import reading_of
 
 FLAT = 1e-2
 """A direction is flat while its curvature is below this times the largest magnitude: what 32 steps still resolve."""
@@ -133,11 +134,11 @@ class Spectrum:
         note = f"eigenvalues; the array is (3, directions, steps): nodes, weights, residuals; {density.how}"
         yield Reading("density", density.dimension, note=note, array=raw)
         for name in ("trace", "frobenius", "effective_rank", "negative_mass", "near_zero_mass"):
-            yield _reading(name, getattr(density, name))
+            yield reading_of(name, getattr(density, name))
         bound = FLAT * largest
         beyond = f"threshold {bound:.4g}, {FLAT:.0%} of the largest magnitude"
-        yield _reading("flat_mass", density.mass(-bound, bound), beyond)
-        yield _reading("downward_mass", density.mass(-math.inf, -bound), beyond)
+        yield reading_of("flat_mass", density.mass(-bound, bound), note=beyond)
+        yield reading_of("downward_mass", density.mass(-math.inf, -bound), note=beyond)
         yield from _outliers(density)
 
     def _low_end(self, hessian: Hessian, scale: list[float]) -> Part:
@@ -189,7 +190,7 @@ class Spectrum:
         for row in layer_curvature(blocks, tol=self.tol, probes=probes, seed=self.seed, max_steps=most).rows:
             for name in ("top", "trace", "share"):
                 note = f"{row.parameters:,} parameters"
-                yield _reading(name, getattr(row, name), note, row.layer or type(objective.model).__name__)
+                yield reading_of(name, getattr(row, name), row.layer or type(objective.model).__name__, note)
 
     def _room(self, hessian: Hessian) -> int:
         """How many vectors the memory holds."""
@@ -218,13 +219,6 @@ def _or_skipped(name: str, part: Part) -> Iterator[Reading]:
             raise
         first, *_ = str(problem).splitlines() or [""]
         yield Reading(name, None, status="skipped", note=first or type(problem).__name__)
-
-
-def _reading(name: str, estimate: Estimate, note: str | None = None, layer: str | None = None) -> Reading:
-    """A number with its error; one that is undetermined is none."""
-    if estimate.determined:
-        return Reading(name, estimate, layer, note)
-    return Reading(name, None, layer, f"undetermined: {estimate.how}", status="skipped")
 
 
 def _outliers(density: Density) -> Part:
