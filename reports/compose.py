@@ -13,6 +13,11 @@ from reports.document import Document, Table
 from reports.facts import facts, summary
 from reports.finding import Finding, Level
 
+NAMED = 3
+"""So many names stand in one row of what was not measured."""
+OFF = "(switched off"
+"""How the Monitor says that it gave up on a probe, behind the reason."""
+
 
 def compose(run: Run, title: str, only: Collection[str] | None = None) -> Document:
     """The whole report on a run.
@@ -84,19 +89,36 @@ def _skipped(run: Run) -> Table:
 
     What could not be measured before the first step (an optimizer without state), and was later, is left out.
     """
-    groups: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     later = {record.probe for record in run.records if record.step > 0 and record.status == "ok"}
     for record in run.records:
         before_the_start = record.step == 0 and record.status == "skipped" and record.probe in later
         if record.status != "ok" and not before_the_start:
-            name = "" if record.name == "measurement" else record.name
-            what = " ".join(part for part in (record.probe, name, record.layer) if part).replace("_", " ")
-            groups[what, record.status, record.note or ""].append(record.step)
-    rows = tuple((what, status, _when(steps), note) for (what, status, note), steps in groups.items())
+            groups[record.status, _reason(record.note or "")].append(record)
+    rows = tuple(
+        (_what(some), status, _when({one.step for one in some}), why) for (status, why), some in groups.items()
+    )
     return Table(("what", "status", "when", "why"), rows)
 
 
-def _when(steps: list[int]) -> str:
+def _reason(note: str) -> str:
+    """The first clause: what was given, expected and to try stands in the records."""
+    clause, _, rest = note.partition("; given:")
+    return clause + (f" {rest[rest.rindex(OFF) :]}" if OFF in rest else "")
+
+
+def _what(records: list[Record]) -> str:
+    """What was not measured for one reason: a few names, and how many more."""
+    names = []
+    for record in records:
+        name = "" if record.name == "measurement" else record.name
+        names.append(" ".join(part for part in (record.probe, name, record.layer) if part).replace("_", " "))
+    names = list(dict.fromkeys(names))
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _when(steps: set[int]) -> str:
     if len(steps) == 1:
-        return f"at step {steps[0]}"
+        return f"at step {min(steps)}"
     return f"{len(steps)} times, steps {min(steps)} to {max(steps)}"

@@ -19,7 +19,8 @@ from reports.chapter import Chapter, method_of, reason_missing, step_table, unme
 from reports.charts import Edge, Line, stacked
 from reports.document import Figure
 from reports.finding import Finding
-from reports.stability.deciding import batch_size
+from reports.stability.context import small_batch_edge
+from reports.stability.deciding import batch_size, deciding, ratios
 from reports.stability.edge_lines import lines_on_edge
 
 ID = "batch_sharpness/noise"
@@ -42,7 +43,7 @@ def _noise(run: Run) -> Finding | None:
         advice = ("An Objective (model, loss, data), a batch size below its examples, and the optimizer are needed.",)
         return None if reason is None else unmeasured(ID, "Batch sharpness", reason, advice, CITATION)
     size = batch_size(run)
-    what = "Batch sharpness" if last.name == "value" else "The ratio of batch sharpness to its edge"
+    what = "Batch sharpness" if last.name == "value" else "Batch sharpness over the edge"
     claim = f"{what} is {format_value(last.value, last.error)}"
     claim += f" for batches of {size:,}, at step {last.step}" if size else f" at step {last.step}"
     whole = run.last("sharpness", "sharpness")
@@ -79,22 +80,26 @@ def _noise(run: Run) -> Finding | None:
 
 
 def _figures(run: Run) -> list[Figure]:
-    batch, whole = run.series("batch_sharpness", "ratio"), run.series("sharpness", "ratio")
+    batch, whole = ratios(run, "batch_sharpness"), ratios(run, "sharpness")
     if len(batch) < 2:
         return []
     curves = [Line("batch sharpness", batch, band=True)]
     if len(whole) > 1:
         curves.append(Line("λmax", whole, color=palette.SERIES[1]))
+    decided = deciding(run)
+    small = None if decided is None else small_batch_edge(run, decided)
+    low = None if small is None else Edge(small, f"edge of small\nbatches, {small:.2g}")
+    dotted = "" if small is None else f" With momentum small batches settle at (1−β)/(1+β), {small:.2g} (dotted)."
     return [
         Figure(
             id="batch-sharpness",
             title="Batch sharpness and λmax against the edge",
             caption="Both over the curvature at which steps stop contracting (dashed). Under mini-batches batch "
-            "sharpness is the one that settles there; λmax stays below. The band is one standard error.",
+            "sharpness is the one that settles there; λmax stays below. The band is one standard error." + dotted,
             alt=f"Batch sharpness over its edge, steps {batch.steps[0]} to {batch.steps[-1]}, from "
             f"{batch.values[0]:.3g} to {batch.values[-1]:.3g}"
             + (f"; λmax from {whole.values[0]:.3g} to {whole.values[-1]:.3g}." if len(whole) > 1 else "."),
-            draw=partial(_draw, curves),
+            draw=partial(_draw, curves, low),
             table=step_table(
                 ("batch sharpness ratio", "its error", "λmax ratio"),
                 (batch, Series(batch.steps, batch.errors, batch.errors), whole),
@@ -103,12 +108,12 @@ def _figures(run: Run) -> list[Figure]:
     ]
 
 
-def _draw(curves: list[Line], canvas: Canvas) -> None:
+def _draw(curves: list[Line], low: Edge | None, canvas: Canvas) -> None:
     (axes,) = stacked(canvas, (1,))
     values = numpy.concatenate([curve.series.values for curve in curves])
     finite = values[numpy.isfinite(values)]
     wild = len(finite) > 0 and finite.max() > WILD
     shown = [Line(one.label, one.series, one.band and not wild, one.color) for one in curves]
-    lines_on_edge(axes, shown, "over the edge", Edge(1.0, "edge of stability"), log=wild)
+    lines_on_edge(axes, shown, "over the edge", Edge(1.0, "edge of stability"), low=low, log=wild)
     if not wild:
         axes.set_ylim(bottom=min(0.0, float(finite.min())) if len(finite) else 0.0)

@@ -8,11 +8,10 @@ import numpy
 
 from diagnostics.estimate import format_value
 from probes.run import Run
-from reports.stability.deciding import Deciding, batch_size
+from reports.stability.deciding import EARLY, Deciding, batch_size, ratios
 from reports.stability.regime import EDGE_BAND, FAR_BEYOND, RECENT, Verdict
+from reports.stability.stable_rate import MOVED
 
-MOVED = 1.05
-"""Thresholds that differ by more than this factor come from a schedule."""
 FALLEN = 0.6
 """A ratio that ends below this share of its peak has fallen."""
 
@@ -26,6 +25,11 @@ _UNDECIDED_BY_MINIBATCHES = ("edge", "sharpening", "stable")
 
 def around(run: Run, judged: Verdict, decided: Deciding) -> Iterator[str]:
     """Sentences that belong to the verdict."""
+    if judged.edge < 1:
+        yield (
+            f"With momentum small batches were seen to settle at (1−β)/(1+β), a ratio of {judged.edge:.2g}, and so can "
+            "be thrown off from below 1 (arXiv 2604.14108)."
+        )
     if judged.regime in ("diverged", "blown up"):
         return
     if decided.basis == "batch":
@@ -34,6 +38,8 @@ def around(run: Run, judged: Verdict, decided: Deciding) -> Iterator[str]:
         yield MINIBATCH
     if decided.basis == "realised":
         return
+    if _began_unseen(run, decided):
+        yield "The first steps were not measured, so a missing warm-up would not show."
     if judged.regime == "stable" and judged.peak >= 0.5 and judged.last < FALLEN * judged.peak:
         yield "With cross-entropy, sharpness falls late in training as outputs saturate: a low ratio then is normal."
     probe = "batch_sharpness" if decided.basis == "batch" else "sharpness"
@@ -46,6 +52,12 @@ def around(run: Run, judged: Verdict, decided: Deciding) -> Iterator[str]:
         )
     elif len(thresholds) > 1 and thresholds.max() > MOVED * thresholds.min():
         yield "The schedule moves the threshold, so compare ratios along this run and not curvatures."
+
+
+def _began_unseen(run: Run, decided: Deciding) -> bool:
+    """Whether a run was watched from its beginning, but without a ratio there; one checkpoint has no beginning."""
+    first = int(decided.ratio.steps[numpy.isfinite(decided.ratio.values)][0])
+    return first > EARLY * run.steps >= min(record.step for record in run.records)
 
 
 def _of_batches(run: Run, judged: Verdict, decided: Deciding) -> Iterator[str]:
@@ -66,12 +78,13 @@ def _of_batches(run: Run, judged: Verdict, decided: Deciding) -> Iterator[str]:
 
 def _beside(run: Run, judged: Verdict) -> Iterator[str]:
     """λmax as context: below 1 it is no room, above 1 it is worth a look."""
-    whole = run.series("sharpness", "ratio")
-    finite = whole.values[numpy.isfinite(whole.values)]
-    last = run.last("sharpness", "ratio")
-    if last is None or last.value is None or not len(finite):
+    whole = ratios(run, "sharpness")
+    measured = numpy.isfinite(whole.values)
+    finite = whole.values[measured]
+    if not len(finite):
         return
-    now = format_value(last.value, last.error)
+    error = float(whole.errors[measured][-1])
+    now = format_value(float(finite[-1]), None if numpy.isnan(error) else error)
     level = float(numpy.median(finite[-RECENT:]))
     if level > EDGE_BAND[1]:
         yield f"λmax alone stands at {now}: its direction overshoots, though few gradients point along it."

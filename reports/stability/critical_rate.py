@@ -35,7 +35,7 @@ UPHILL = "does not fall along"
 
 
 def critical_rate(run: Run) -> list[Finding]:
-    """The learning rate over the critical one, of late."""
+    """The learning rate over the critical one, at the last checks."""
     critical, lr = _with_rates(run)
     uphill = _uphill(run)
     checks = {*critical.steps.tolist(), *uphill}
@@ -66,7 +66,12 @@ def critical_rate(run: Run) -> list[Finding]:
             # Where most checks lead uphill the others are a selection that says nothing of a usual step.
             beyond = of_late > ABOVE if len(over) >= FEW else of_late > FAR_ABOVE and not rising
             claim = "A step raises the loss: the" if beyond else "The"
-            claim += f" learning rate is {of_late:.2g} times the critical one of late ({rate} at step {step})"
+            claim += f" learning rate is {of_late:.2g} times the critical one"
+            if len(over) < 2:
+                claim += f" at step {step} ({rate})"
+            else:
+                claim += f", the median of {'the last ' if not rising else ''}{len(over)} checks ({over[-1]:.2g} times "
+                claim += f"at step {step}, where the critical one is {rate})"
             value = exact(of_late, method_of(last))
         claim += f"; at {rising} of the last {len(recent)} checks the loss rose at any rate" if rising else ""
     return [
@@ -79,7 +84,8 @@ def critical_rate(run: Run) -> list[Finding]:
             meaning=_meaning(beyond, rising),
             advice=(
                 "Lower the learning rate by that factor: it is the most that such an update carries.",
-                "Lengthen the warm-up if it happened early; lower momentum if updates point away from the gradient.",
+                "Start with a warm-up, or lengthen it, if it happened early; lower momentum if updates point away "
+                "from the gradient.",
             )
             if beyond
             else (),

@@ -15,11 +15,20 @@ WIDE = 20.0
 
 
 def lines_on_edge(
-    axes: Axes, curves: Sequence[Line], ylabel: str, edge: Edge, *, log: bool = False, names: bool = True
+    axes: Axes,
+    curves: Sequence[Line],
+    ylabel: str,
+    edge: Edge,
+    *,
+    low: Edge | None = None,
+    log: bool = False,
+    names: bool = True,
 ) -> None:
-    """Curves and a dashed threshold; without ``names`` the legend explains the threshold alone."""
+    """Curves and a dashed threshold, or two; without ``names`` the legend explains the first threshold alone."""
     lines(axes, curves, ylabel, log=log, legend=False)
     dashed = axes.axhline(edge.value, color=palette.EDGE, linewidth=1.2, linestyle=(0, (5, 2)), label=edge.label)
+    if low is not None:
+        axes.axhline(low.value, color=palette.EDGE, linewidth=1.2, linestyle=(0, (1, 2)), label=low.label)
     handles = None if names else [dashed]
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
 

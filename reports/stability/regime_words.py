@@ -9,7 +9,7 @@ from reports.stability.regime import Regime
 
 LOWER = (
     "Lower the learning rate: to a third, then by the ratio.",
-    "Lengthen the warm-up, so that curvature can fall before the rate is full.",
+    "Start with a warm-up, or lengthen it, so that curvature can fall before the rate is full.",
 )
 SHORTER = (
     *LOWER,
@@ -44,6 +44,13 @@ REGIMES: dict[Regime, Words] = {
         "afterwards is no recovery: a network that was thrown far out is often dead and flat there.",
         SHORTER,
     ),
+    "stalled": Words(
+        "warn",
+        "Steps were too long for the curvature, and the loss has hardly fallen since",
+        "A low ratio afterwards is no recovery: a network that was thrown far out is often flat there, and learns "
+        "little.",
+        SHORTER,
+    ),
     "beyond": Words(
         "fail",
         "Steps are too long for the curvature",
@@ -63,7 +70,7 @@ REGIMES: dict[Regime, Words] = {
         "The ratio went well above 1 and came back: a catapult. It costs a spike in the loss and can be survived; more "
         "than once in a run it is a sign of too high a rate.",
         (
-            "If the spike hurt, lengthen the warm-up or start at a lower rate: curvature then falls without one.",
+            "If the spike hurt, start with a warm-up, or lengthen it: curvature then falls without one.",
             "Clip gradients: it bounds how far one step can throw the run.",
         ),
     ),

@@ -15,13 +15,20 @@ from reports.chapter import Chapter, method_of, step_table
 from reports.charts import Edge, Line, lines, stacked
 from reports.document import Figure
 from reports.finding import Finding
+from reports.stability.deciding import ratios, realised
 from reports.stability.verdict import CITATION, verdict
 from reports.stability.warm_up import warm_up
+
+OF_THE_EDGE = "curvature over the optimizer's threshold; at 1 (dashed) steps stop contracting."
+OF_A_TRIAL = (
+    "ΔᵀHΔ/(−2g·Δ) along one trial step Δ; from 1 (dashed) on a step no longer lowers the loss in the quadratic model. "
+    "It is no stability ratio."
+)
 
 
 def read(run: Run) -> Chapter:
     """Findings and figures about sharpness."""
-    ratio, loss = run.series("sharpness", "ratio"), run.series("sharpness", "loss")
+    ratio, loss = ratios(run, "sharpness"), run.series("sharpness", "loss")
     sharpness = run.series("sharpness", "sharpness")
     regime = verdict(run)
     findings = (*(() if regime is None else (regime,)), *warm_up(run), *_rise(run, sharpness))
@@ -35,7 +42,9 @@ def _rise(run: Run, sharpness: Series) -> list[Finding]:
         return []
     now = format_value(last.value, last.error)
     claim = f"Sharpness (largest Hessian eigenvalue) is {now} at step {last.step}"
-    if len(finite) > 1:
+    if len(finite) == 2:
+        claim += f", {'up' if finite[1] > finite[0] else 'down'} from {finite[0]:.4g} (from 2 checks)"
+    elif len(finite) > 2:
         highest = int(sharpness.steps[int(numpy.nanargmax(sharpness.values))])
         if finite[0] == finite.max():
             claim += f"; it began at its highest, {finite[0]:.4g}"
@@ -61,34 +70,39 @@ def _rise(run: Run, sharpness: Series) -> list[Finding]:
 
 def _figures(run: Run, ratio: Series, loss: Series, sharpness: Series) -> list[Figure]:
     figures = []
+    trial = realised(run)
+    name = "ratio of a trial step" if trial else "stability ratio"
+    at_one = "a step no longer lowers the loss" if trial else "edge of stability"
     if len(ratio) > 1:
         figures.append(
             Figure(
                 id="sharpness-ratio",
-                title="Stability ratio and loss",
-                caption="Above: curvature over the optimizer's threshold; at 1 (dashed) steps stop contracting. "
+                title="Ratio of a trial step and loss" if trial else "Stability ratio and loss",
+                caption=f"Above: {OF_A_TRIAL if trial else OF_THE_EDGE} "
                 "Below: loss on the monitored batches, log scale.",
-                alt=f"Stability ratio over steps {ratio.steps[0]} to {ratio.steps[-1]}, from {ratio.values[0]:.3g} to "
-                f"{ratio.values[-1]:.3g}; the edge is at 1.",
-                draw=partial(_draw_ratio, ratio, loss),
-                table=step_table(("stability ratio", "loss"), (ratio, loss)),
+                alt=f"{name.capitalize()} over steps {ratio.steps[0]} to {ratio.steps[-1]}, from "
+                f"{ratio.values[0]:.3g} to {ratio.values[-1]:.3g}; at 1 {at_one}.",
+                draw=partial(_draw_ratio, ratio, loss, name, at_one),
+                table=step_table((name, "loss"), (ratio, loss)),
                 size=(7.2, 4.4),
             )
         )
-    threshold, curvature = run.series("sharpness", "threshold"), run.series("sharpness", "curvature")
+    threshold, curvature = _finite(run.series("sharpness", "threshold")), _finite(run.series("sharpness", "curvature"))
     if len(sharpness) > 1:
         curves = [Line("sharpness λmax", sharpness, band=True)]
-        if len(curvature) > 1 and not numpy.array_equal(curvature.values, sharpness.values):
+        same = _finite(sharpness)
+        if len(curvature) > 1 and not trial and not numpy.array_equal(curvature.values, same.values):
             curves.append(Line("preconditioned", curvature, color=palette.SERIES[2]))
-        if len(threshold) > 1:
+        if len(threshold) > 1 and not trial:
             curves.append(Line("threshold", threshold, color=palette.EDGE))
         figures.append(
             Figure(
                 id="sharpness-curvature",
-                title="Sharpness and threshold",
-                caption="The largest Hessian eigenvalue, and the curvature at which the optimizer's step stops "
-                "contracting. "
-                "The threshold moves with the learning rate.",
+                title="Sharpness" if trial else "Sharpness and threshold",
+                caption="The largest Hessian eigenvalue. For this optimizer no threshold of it is known."
+                if trial
+                else "The largest Hessian eigenvalue, and the curvature at which the optimizer's step stops "
+                "contracting. The threshold moves with the learning rate.",
                 alt=f"Sharpness over steps, from {sharpness.values[0]:.4g} to {sharpness.values[-1]:.4g}.",
                 draw=partial(_draw_curvature, curves),
                 table=step_table(tuple(curve.label for curve in curves), [curve.series for curve in curves]),
@@ -97,13 +111,18 @@ def _figures(run: Run, ratio: Series, loss: Series, sharpness: Series) -> list[F
     return figures
 
 
-def _draw_ratio(ratio: Series, loss: Series, canvas: Canvas) -> None:
+def _finite(series: Series) -> Series:
+    kept = numpy.isfinite(series.values)
+    return Series(series.steps[kept], series.values[kept], series.errors[kept])
+
+
+def _draw_ratio(ratio: Series, loss: Series, name: str, at_one: str, canvas: Canvas) -> None:
     top, bottom = stacked(canvas, (3, 2))
     finite = ratio.values[numpy.isfinite(ratio.values)]
     wild = len(finite) > 0 and finite.max() > 5.0
-    lines(top, [Line("ratio", ratio, band=not wild)], "stability ratio", edge=Edge(1.0, "edge of stability"), log=wild)
+    lines(top, [Line("ratio", ratio, band=not wild)], name, edge=Edge(1.0, at_one), log=wild)
     if not wild:
-        top.set_ylim(bottom=0.0)
+        top.set_ylim(bottom=min(0.0, float(finite.min())) if len(finite) else 0.0)
     lines(bottom, [Line("loss", loss, color=palette.SERIES[1])], "loss", log=True)
 
 

@@ -11,9 +11,10 @@ from probes.run import Run
 from probes.run.reader import Series
 from reports.chapter import method_of, reason_missing, unmeasured
 from reports.finding import Finding
+from reports.stability.claim import first_not_finite, numbers
 from reports.stability.context import around, small_batch_edge
-from reports.stability.deciding import Deciding, deciding
-from reports.stability.regime import EDGE_BAND, MOST_MARGIN, Verdict, judge
+from reports.stability.deciding import YOUNG, Deciding, adaptive, at_rest, deciding, ratios
+from reports.stability.regime import EDGE_BAND, FAR_BEYOND, MOST_MARGIN, Verdict, judge
 from reports.stability.regime_words import (
     BATCHES,
     BETWEEN,
@@ -26,7 +27,7 @@ from reports.stability.regime_words import (
     TRIAL_LONG,
     Words,
 )
-from reports.words import counted
+from reports.stability.stable_rate import stable_rate
 
 ID = "sharpness/regime"
 CITATION = "Cohen et al. 2021, arXiv 2103.00065; Cohen et al. 2022, arXiv 2207.14484"
@@ -41,33 +42,57 @@ def verdict(run: Run) -> Finding | None:
     """The finding on stability; None when nobody asked."""
     decided, loss = deciding(run), loss_of(run)
     small = None if decided is None else small_batch_edge(run, decided)
-    judged = None if decided is None else judge(decided.ratio, loss, decided.reach, small or 1.0)
+    judged = (
+        None if decided is None else judge(decided.ratio, loss, decided.reach, small or 1.0, _counted_from(decided))
+    )
     if decided is None or judged is None or decided.last.value is None:
         return _without_ratio(run, loss)
     words, last = _words(judged, decided, small, loss), decided.last
-    now = format_value(decided.last.value, last.error)
     kind: ErrorKind = "standard error" if decided.reach > 1 else "residual"
     finding = Finding(
         id=ID,
         level=words.level,
-        claim=f"{words.verdict}: {_numbers(run, judged, decided, now, loss)}.",
+        claim=f"{words.verdict}: {numbers(run, judged, decided, loss)}.",
         value=Estimate(decided.last.value, last.error or 0.0, kind, method_of(last)),
-        threshold=_threshold(decided),
+        threshold=_threshold(decided, judged),
         meaning=" ".join((words.meaning, *around(run, judged, decided))),
-        advice=words.advice,
+        advice=_with_number(run, words.advice, judged, decided),
         evidence=_evidence(run, decided),
         method=method_of(last),
         citation=BATCH_CITATION if decided.basis == "batch" else CITATION,
     )
     if judged.regime == "diverged":
-        return _with_cause(finding, judged)
-    return _in_another_mode(finding, now, last.step) if measured_without_batch_statistics(run) else finding
+        return _with_cause(finding, judged, _with_number(run, LOWER, judged, decided))
+    return (
+        _in_another_mode(finding, format_value(decided.last.value, last.error), last.step)
+        if measured_without_batch_statistics(run)
+        else finding
+    )
 
 
 def loss_of(run: Run) -> Series:
     """The loss on the monitored batches, from whichever probe took it: that of single batches is too noisy here."""
     measured = run.series("sharpness", "loss")
     return measured if len(measured) else run.series("spectrum", "loss")
+
+
+def _counted_from(decided: Deciding) -> int | None:
+    if decided.basis == "realised":
+        return None
+    return YOUNG if adaptive(decided.rule) else 0
+
+
+def _with_number(run: Run, advice: tuple[str, ...], judged: Verdict, decided: Deciding) -> tuple[str, ...]:
+    """How far to lower the rate, where that can be told."""
+    rate = stable_rate(run, judged, decided)
+    if rate is None:
+        return advice
+    edge = "the edge of small batches" if judged.edge < 1 else "the edge"
+    lower = (
+        f"Lower the learning rate: at most η ≈ {rate:.2g}, the rate at which the sharpest check (step "
+        f"{judged.peak_step}) would have been at {edge}."
+    )
+    return tuple(lower if one == LOWER[0] else one for one in advice)
 
 
 def measured_without_batch_statistics(run: Run) -> bool:
@@ -100,48 +125,37 @@ def _by_batches(judged: Verdict, decided: Deciding, small: float | None) -> Word
     return BATCHES[judged.regime]
 
 
-def _threshold(decided: Deciding) -> str:
+def _threshold(decided: Deciding, judged: Verdict) -> str:
     if decided.basis == "realised":
         return "1, where a step no longer lowers the loss in the quadratic model"
-    threshold = decided.threshold
-    known = threshold is not None and threshold.value
-    return "1, the edge of stability" + (f": curvature {known:.5g} ({decided.rule})" if known else "")
+    known = None if decided.threshold is None else decided.threshold.value
+    at = f": curvature {known:.5g} ({decided.rule})" if known else ""
+    if judged.edge == 1.0:
+        return f"1, the edge of stability{at}"
+    low = f": curvature {known * judged.edge:.2g}" if known else ""
+    return f"{judged.edge:.2g}, the edge of small batches under momentum, (1−β)/(1+β){low}; for large ones 1{at}"
 
 
 def _evidence(run: Run, decided: Deciding) -> tuple[str, ...]:
     batches = decided.basis == "batch" and len(decided.ratio) > 1
-    whole = len(run.series("sharpness", "ratio")) > 1
+    whole = len(ratios(run, "sharpness")) > 1
     return (*(("batch-sharpness",) if batches else ()), *(("sharpness-ratio",) if whole else ()))
 
 
-def _numbers(run: Run, judged: Verdict, decided: Deciding, now: str, loss: Series) -> str:
-    name = {"batch": "batch sharpness", "whole": "stability ratio", "realised": "ratio of a trial step"}[decided.basis]
-    if judged.regime in ("diverged", "blown up"):
-        end = f"{loss.values[-1]:.4g}" if numpy.isfinite(loss.values[-1]) else "not a number"
-        moved = f"the loss went from {loss.values[0]:.4g} to {end} by step {int(loss.steps[-1])}"
-        return f"{moved}; the {name} was highest, {judged.peak:.3g}, at step {judged.peak_step}"
-    text = f"{name} {now}{' of the edge' if decided.basis == 'batch' else ''} at step {decided.last.step}"
-    if judged.checks > 1:
-        text += f", {'up' if judged.last > judged.first else 'down'} from {judged.first:.2g}"
-        if judged.regime == "catapult":
-            text += f", after {judged.peak:.3g} at step {judged.peak_step}"
-        elif judged.regime == "stable" and judged.peak > max(judged.first, 2 * judged.last):
-            text += f", highest {judged.peak:.2g} at step {judged.peak_step}"
-        elif judged.regime == "edge" and judged.reached not in (None, int(decided.ratio.steps[0])):
-            text += f", near {'1' if decided.basis == 'realised' else 'the edge'} since step {judged.reached}"
-    together = run.last("sharpness", "directions")
-    if decided.basis == "whole" and together and together.value and together.step == decided.last.step:
-        text += f", in {counted(round(together.value), 'direction')}"
-    return text
-
-
-def _with_cause(finding: Finding, judged: Verdict) -> Finding:
+def _with_cause(finding: Finding, judged: Verdict, lower: tuple[str, ...]) -> Finding:
     """Whether the step was too long for the curvature before the loss went; if not, the cause is elsewhere."""
     if judged.peak > EDGE_BAND[1]:
         cause = (
-            f"The ratio passed 1 before that: the learning rate was too large for the curvature at {judged.peak_step}."
+            "The ratio passed 1 before that: the learning rate was too large for the curvature at step "
+            f"{judged.peak_step}."
         )
-        return replace(finding, meaning=f"{cause} {finding.meaning}", advice=LOWER)
+        return replace(finding, meaning=f"{cause} {finding.meaning}", advice=lower)
+    if judged.peak > FAR_BEYOND * judged.edge:
+        cause = (
+            "The ratio passed the edge of small batches before that, but not that of large ones: the step may have "
+            "been too long for the curvature, or the cause is elsewhere."
+        )
+        return replace(finding, meaning=f"{cause} {finding.meaning}", advice=(*lower, *ELSEWHERE))
     cause = "The ratio never passed 1 where it was measured, so the step was not too long for the curvature."
     return replace(finding, meaning=f"{cause} {finding.meaning}", advice=ELSEWHERE)
 
@@ -164,7 +178,7 @@ def _without_ratio(run: Run, loss: Series) -> Finding | None:
         return Finding(
             id=ID,
             level="fail",
-            claim=f"{words.verdict}: the loss is not a number at step {int(loss.steps[-1])}.",
+            claim=f"{words.verdict}: the loss is not a number since step {first_not_finite(run, loss)}.",
             value=None,
             threshold="a finite loss",
             meaning=words.meaning,
@@ -173,7 +187,17 @@ def _without_ratio(run: Run, loss: Series) -> Finding | None:
             method=method_of(run.last("sharpness", "loss")),
             citation=CITATION,
         )
+    resting = sorted(at_rest(run, "sharpness") | at_rest(run, "batch_sharpness"))
     reason = reason_missing(run, "sharpness")
+    if resting and (run.last("sharpness", "ratio") or run.last("batch_sharpness", "ratio")):
+        advice: tuple[str, ...] = ("Measure while the rate is above 0: more often, or with a larger budget.",)
+        return unmeasured(
+            ID,
+            "Stability",
+            f"the learning rate was 0 wherever the ratio was taken, last at step {resting[-1]}",
+            advice,
+            CITATION,
+        )
     if reason is None:
         return None
     advice = ("An Objective (model, loss, data) and the optimizer are what it needs.",)

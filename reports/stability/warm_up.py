@@ -13,15 +13,13 @@ from probes.run import Run
 from probes.run.reader import Series
 from reports.chapter import method_of
 from reports.finding import Finding
-from reports.stability.deciding import Deciding, deciding
+from reports.stability.deciding import EARLY, Deciding, deciding
 from reports.stability.regime import EDGE_BAND, FAR_BEYOND
 from reports.stability.verdict import loss_of, measured_without_batch_statistics
 
 ID = "sharpness/warm_up"
 CITATION = "Gilmer et al., arXiv 2110.04369"
 
-EARLY = 0.1
-"""The share of a run that counts as its beginning."""
 RISEN = 1.25
 """A loss this many times the lowest before has risen. A run that sharpens into the edge early overshoots it a little,
 to a ratio of some 1.3 and a loss up by a fifth, and loses nothing by it."""
@@ -46,13 +44,14 @@ def warm_up(run: Run) -> list[Finding]:
             id=ID,
             level="warn",
             claim=f"The learning rate was {ratio:.2g} times too high for the early curvature: at step {step} the ratio "
-            f"was above 1, and the loss rose from {before:.4g} to {to}. The warm-up was too short.",
+            f"was above 1, and the loss rose from {before:.4g} to {to}. A warm-up was missing or too short.",
             value=Estimate(ratio, error, "residual", method_of(decided.last)),
             threshold=f"a ratio above {FAR_BEYOND:g} in the first {EARLY:.0%} of the run, and a loss up by a quarter",
             meaning="Early steps overshot along the sharpest directions. A rate that starts low lets curvature fall "
             "first; then the same peak rate is often stable.",
             advice=(
-                f"Lengthen the warm-up: at step {step} the rate should be {1 / ratio:.0%} of what it was.",
+                f"Start with a warm-up, or lengthen it: at step {step} the rate should be {1 / ratio:.0%} of what it "
+                "was.",
                 "Or lower the peak rate by that factor, or clip gradients until the warm-up is over.",
                 "A smaller initial scale (last layer, residual branches) starts with less curvature.",
             ),

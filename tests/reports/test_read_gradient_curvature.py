@@ -88,6 +88,13 @@ def test_one_rate_among_checks_that_lead_uphill_is_no_alarm() -> None:
     assert finding.level == "ok"
 
 
+def test_the_claim_says_what_its_number_is() -> None:
+    several = critical({CRITICAL: [0.2, 0.2, 0.1, 0.1, 0.4], LR: [0.1] * 5}).claim
+    assert "0.5 times the critical one, the median of the last 5 checks (0.25 times at step 40" in several
+    assert "where the critical one is 0.40 ± 0.01" in several
+    assert "0.5 times the critical one at step 0 (0.20 ± 0.01)" in critical({CRITICAL: [0.2], LR: [0.1]}).claim
+
+
 def test_a_share_that_is_not_resolved_is_called_so() -> None:
     run = run_of({("gradient_curvature", "subspace_share"): [0.7, 0.7]}, error=0.6)
     (finding,) = gradient_curvature.read(run).findings

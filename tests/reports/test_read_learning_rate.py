@@ -9,6 +9,7 @@ from matplotlib.figure import Figure as Canvas
 from runs import run_of
 
 from probes.run import Record, Run
+from reports.finding import Finding
 from reports.learning_rate import chapter as learning_rate
 from reports.learning_rate.tensor_curves import MOST_CURVES
 
@@ -180,3 +181,25 @@ def test_strange_numbers_break_nothing(values: list[float]) -> None:
             figure.draw(Canvas())
         cited = {name for finding in chapter.findings for name in finding.evidence}
         assert cited <= {figure.id for figure in chapter.figures}
+
+
+def test_a_tensor_that_a_second_optimizer_trains_is_not_said_to_stand_still() -> None:
+    """Its step lies outside the one that is watched, or inside where both are taken in one."""
+    header = {"model": {**HEADER["model"], "not_in_optimizer": ["a.weight", "b.weight"]}}
+    still = {(*UPDATE, "a.weight"): [0.0, 0.0], (*UPDATE, "b.weight"): [0.0, 0.0]}
+
+    def read(quantities: dict[tuple[str, ...], list[float]]) -> dict[str, Finding]:
+        run = run_of(quantities, header)  # type: ignore[arg-type]
+        return {finding.id: finding for finding in learning_rate.read(run).findings}
+
+    outside = read(still | {("monitor", "moved", "a.weight"): [1.0], ("monitor", "moved", "b.weight"): [0.0]})
+    inside = read(still | {(*UPDATE, "a.weight"): [0.0, 1e-3]})
+    for found in (outside, inside):
+        assert found["learning_rate/other_optimizer"].level == "ok"
+        assert "1 trainable tensor moved" in found["learning_rate/other_optimizer"].claim
+        assert "a.weight" not in found["learning_rate/not_in_optimizer"].claim
+        assert "b.weight" in found["learning_rate/not_in_optimizer"].claim
+    assert "they stay as they were initialised" in outside["learning_rate/not_in_optimizer"].meaning
+    assert outside["learning_rate/not_in_optimizer"].meaning.startswith("Gradients are computed for them and never")
+    # A run that was killed has not said whether they moved.
+    assert inside["learning_rate/not_in_optimizer"].meaning.startswith("Unless another optimizer trains them")

@@ -64,6 +64,16 @@ def recorded(checks: int = 3, error: float | None = 1e-4, **changes: Any) -> Rec
     return Recorded(run.header, run.records)
 
 
+def recorded_with(changes: dict[Any, float]) -> Recorded:
+    """A healthy run with other values, by name or (name, layer)."""
+    run = recorded()
+    records = [
+        Record(**{**vars(one), "value": changes.get((one.name, one.layer), changes.get(one.name, one.value))})
+        for one in run.records
+    ]
+    return Recorded(run.header, records)
+
+
 def findings(run: Run) -> dict[str, Finding]:
     return {finding.id: finding for finding in spectrum.read(run).findings}
 
@@ -143,9 +153,67 @@ def test_a_layer_is_alone_with_its_curvature_only_far_from_the_others(level: str
 
 def test_a_share_that_is_not_resolved_is_said_to_be_none() -> None:
     finding = findings(recorded(error=0.3))["spectrum/bulk"]
-    assert "is not resolved: 90 ± 30 %" in finding.claim
+    assert "How many of 1,000 directions are flat is undetermined, at step 200" in finding.claim
+    assert finding.value is None
     assert "steps=64" in finding.advice[0]
     assert "curve down" not in finding.claim
+
+
+def with_errors(run: Run, errors: dict[Any, float]) -> Recorded:
+    """The same with other errors, by name or (name, layer)."""
+    records = [
+        Record(**{**vars(one), "error": errors.get((one.name, one.layer), errors.get(one.name, one.error))})
+        for one in run.records
+    ]
+    return Recorded(run.header, records)
+
+
+def test_shares_with_an_error_as_large_as_they_are_have_no_number() -> None:
+    """A flat model: the sharpest directions are any directions."""
+    run = recorded(gradient_share=1.0, overlap=0.9, kept_curvature=0.4)
+    healthy = findings(run)["spectrum/directions"]
+    assert "hold 100.0 ± 0.1 % of the gradient" in healthy.claim
+    one = findings(with_errors(run, {"gradient_share": 1.0}))["spectrum/directions"]
+    assert "hold an undetermined share of the gradient" in one.claim
+    assert "overlap of the two spaces 0.9000 ± 0.0001" in one.claim
+    assert one.value is not None
+    assert one.value.value == 0.9
+    two = findings(with_errors(run, {"gradient_share": 1.0, "overlap": 0.9}))["spectrum/directions"]
+    assert "40.0 ± 0.1 % of their curvature (overlap of the two spaces undetermined)" in two.claim
+    assert (two.level, two.value) == ("ok", None)
+    three = {"gradient_share": 1.0, "overlap": math.inf, "kept_curvature": 0.4}
+    assert findings(with_errors(run, three))["spectrum/directions"].level == "unmeasured"
+
+
+def test_a_layer_beside_others_without_any_curvature_is_alone_and_not_infinitely_sharp() -> None:
+    changes = {("share", "head"): 0.97, ("share", "stem"): 0.03}
+    for stem, error in ((0.0, 0.0), (1e-4, 1e-3)):
+        run = recorded_with(changes | {("top", "stem"): stem})
+        finding = findings(with_errors(run, {("top", "stem"): error}))["spectrum/layers"]
+        assert finding.level == "warn"
+        assert "has some, and no other layer any above its error" in finding.claim
+        assert "inf" not in finding.claim
+    told = findings(recorded_with(changes | {("top", "stem"): 0.01}))["spectrum/layers"]
+    assert "is 200 times as sharp as the next, stem" in told.claim
+    unknown = findings(with_errors(recorded(), {"share": 0.4}))["spectrum/layers"]
+    assert "with an undetermined share of the trace" in unknown.claim
+
+
+def test_a_model_without_any_curvature_is_undetermined() -> None:
+    flat = recorded_with(dict.fromkeys([("top", "head"), ("top", "stem")], 0.0) | {"largest": 0.0, "smallest": 0.0})
+    found = findings(with_errors(flat, {"gradient_share": 1.0, "overlap": 1.0, "kept_curvature": 1.0}))
+    undetermined = {"spectrum/negative", "spectrum/layers", "spectrum/directions"}
+    assert {id for id, one in found.items() if one.level == "unmeasured"} == undetermined
+    assert not any("inf" in one.claim or "± 1.0" in one.claim for one in found.values())
+
+
+def test_negative_curvature_is_compared_with_what_it_is_said_to_be_compared_with() -> None:
+    beside = findings(recorded(smallest=-0.6))["spectrum/negative"].claim
+    assert "about as strong as the bulk's upper end of 0.6, from which larger eigenvalues stand apart" in beside
+    whole = findings(recorded(smallest=-2.0, outliers=0))["spectrum/negative"].claim
+    assert "about as strong as positive: eigenvalues run from -2" in whole
+    lost = findings(with_errors(recorded(smallest=-1e-10), {"smallest": 1e-7}))["spectrum/negative"].claim
+    assert lost.startswith("No negative curvature was found beyond its error")
 
 
 def test_without_outliers_and_with_an_eigenvalue_that_did_not_converge() -> None:

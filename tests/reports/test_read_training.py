@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from runs import run_of
 
+import probes
 from probes.run import Record, Run
 from reports import training
+from reports.finding import Finding
 
 
 def found(run: Run) -> dict[str, str]:
@@ -62,3 +64,61 @@ def test_what_the_loop_logged_is_shown() -> None:
     (figure,) = training.read(run).figures
     assert figure.table.columns == ("step", "loss", "lr")
     assert figure.table.rows[1] == (10, 1.0, 0.05)
+
+
+def held_back(costs: dict[str, float], trained: float, dear_checks: int = 2) -> Finding:
+    """Sharpness was measured at the first state and the last, and waited in between; spectrum as often as said."""
+    names = ["sharpness"] * 2 + ["spectrum"] * dear_checks
+    steps = [0, 400, *range(0, 10 * dear_checks, 10)]
+    measured = [Record(step, 0.0, name, "loss", value=1.0) for step, name in zip(steps, names, strict=True)]
+    wait = Record(10, 0.0, "sharpness", "measurement", status="skipped", note="waits: more would exceed the budget")
+    spent = [Record(400, 0.0, "monitor", "seconds", layer=name, value=value) for name, value in costs.items()]
+    whole = Record(400, 0.0, "monitor", "training_seconds", value=trained)
+    header = {"probes": [{"name": name} for name in costs], "settings": {"budget": 0.05}}
+    run = Run(header, [*measured, wait, *spent, whole] if costs else [*measured, wait])
+    [finding] = [one for one in training.read(run).findings if one.id == "training/budget"]
+    return finding
+
+
+def test_the_costliest_probe_is_named_with_what_makes_it_cheaper() -> None:
+    short = held_back({"spectrum": 79.2, "sharpness": 0.4}, 4.3)
+    assert "waited for the budget from step 10 on." in short.claim
+    assert "costliest was spectrum, with 79.2 s in 2 measurements beside 4.3 s of training." in short.claim
+    assert "first and last state alone" in short.advice[0]
+    assert "Spectrum(steps=16, layers=False)" in short.advice[0]
+    often = held_back({"spectrum": 79.2, "sharpness": 0.4}, 400.0, dear_checks=20)
+    assert "Give spectrum a rarer schedule of its own" in often.advice[0]
+    unknown = held_back({"learning_rate": 5.0, "sharpness": 9.0}, 40.0)
+    assert "costliest was sharpness" in unknown.claim, "a probe without a measurement is not blamed"
+
+
+@pytest.mark.parametrize(
+    ("sharpness", "training_seconds", "advice"),
+    [
+        # Two took 0.4 s: ten more take 2 s, and 4.8 s as one of two probes are 12 % of 40 s.
+        (0.4, 40.0, "Monitor(..., budget=0.15) has room for 10 more of each."),
+        # More than all of training, and nothing to wait for.
+        (0.4, 4.3, "Monitor(..., budget=None): 10 more of each take about 2 s."),
+        # No budget that anyone would give.
+        (40.0, 4.3, None),
+        # There is room already.
+        (0.4, 4000.0, None),
+    ],
+)
+def test_a_larger_budget_is_advised_only_where_it_would_help(
+    sharpness: float, training_seconds: float, advice: str | None
+) -> None:
+    finding = held_back({"spectrum": 79.2, "sharpness": sharpness}, training_seconds)
+    assert [one for one in finding.advice if "budget=" in one] == ([] if advice is None else [advice])
+
+
+def test_a_killed_run_has_no_costs_and_advises_none() -> None:
+    finding = held_back({}, 0.0)
+    assert "costliest" not in finding.claim
+    assert finding.advice == ("Measure on fewer examples: Objective(..., limit=1).",)
+
+
+def test_a_cheaper_setting_that_is_advised_is_one() -> None:
+    for name, text in training.CHEAPER.items():
+        probe = eval(text.replace("...", "batch_size=8"), dict(vars(probes)))
+        assert probe.name == name

@@ -25,6 +25,7 @@ def test_a_ratio_above_one_with_a_rising_loss_is_too_short_a_warm_up() -> None:
     assert "2.5 times too high" in finding.claim
     assert "at step 10" in finding.claim
     assert "40%" in finding.advice[0]
+    assert "Start with a warm-up, or lengthen it" in finding.advice[0], "nothing shows that there was one"
 
 
 def test_a_loss_that_is_no_number_has_risen() -> None:

@@ -112,11 +112,68 @@ def test_what_could_not_be_measured_before_the_first_step_is_no_gap_unless_it_st
     assert len(Report.from_run(Run({}, [skip])).document.skipped.rows) == 1
 
 
-def test_a_scheduled_rate_is_shown_as_its_range_and_a_fixed_one_as_itself() -> None:
+def test_one_reason_stands_once_and_short_with_all_that_it_kept_from_being_measured() -> None:
+    note = "Muon has no curvature threshold; given: a step of fixed length; expected: one in proportion"
+    off = f"{note} (switched off after 3 failures in a row)"
+
+    def record(step: int, probe: str, name: str, note: str, layer: str | None = None) -> Record:
+        return Record(step=step, time=0.0, probe=probe, name=name, layer=layer, status="skipped", note=note)
+
+    records = [
+        *(record(step, "learning_rate", "effective", note) for step in (10, 20)),
+        *(record(step, "batch_sharpness", "ratio", note) for step in (10, 30)),
+        record(40, "units", "measurement", off),
+        *(record(50, "learning_rate", "relative_update", "not finite", layer) for layer in "abcde"),
+    ]
+    update = "learning rate relative update"
+    assert Report.from_run(Run({}, records)).document.skipped.rows == (
+        ("learning rate effective, batch sharpness ratio", "skipped", "3 times, steps 10 to 30", note[:31]),
+        ("units", "skipped", "at step 40", f"{note[:31]} (switched off after 3 failures in a row)"),
+        (f"{update} a, {update} b, {update} c and 2 more", "skipped", "at step 50", "not finite"),
+    )
+
+
+def test_a_scheduled_rate_is_shown_with_what_became_of_it_and_a_fixed_one_as_itself() -> None:
     header = {"optimizer": {"class": "AdamW", "groups": [{"lr": 0.0, "betas": [0.9, 0.999], "weight_decay": 0}]}}
 
     def summary(rates: list[float]) -> str:
         return Report.from_run(run_of({("learning_rate", "lr", "w"): rates}, header)).document.summary
 
-    assert summary([1e-3, 3e-3, 1e-6]).startswith("AdamW lr 1e-06 to 0.003, betas [0.9, 0.999] · ")
+    assert summary([1e-3, 3e-3, 1e-6]).startswith("AdamW lr 0 at first, highest 0.003, betas [0.9, 0.999] · ")
     assert summary([0.0, 0.0]).startswith("AdamW lr 0, betas [0.9, 0.999] · ")
+
+
+def test_wrappers_of_an_optimizer_stand_before_it_with_their_settings() -> None:
+    group = {"lr": 0.05, "momentum": 0.9}
+    around = [{"class": "Lookahead", "k": 5, "alpha": 0.5}, {"class": "SAM", "rho": 0.3}]
+    sick = {"optimizer": {"class": "Lookahead around SAM around SGD", "wrappers": around, "groups": [group]}}
+    plain = {"optimizer": {"class": "SGD", "groups": [group]}}
+    said = "Lookahead (k 5, alpha 0.5) around SAM (rho 0.3) around SGD lr 0.05, momentum 0.9 · "
+    assert Report.from_run(Run(sick, [])).document.summary.startswith(said)
+    assert Report.from_run(Run(plain, [])).document.summary.startswith("SGD lr 0.05, momentum 0.9 · ")
+
+
+def test_the_rates_of_groups_that_differ_are_not_mixed_up_and_a_falling_one_is_told() -> None:
+    def summary(first: list[float], rates: list[float]) -> str:
+        header = {"optimizer": {"class": "SGD", "groups": [{"lr": one} for one in first]}}
+        return Report.from_run(run_of({("learning_rate", "lr", "w"): rates}, header)).document.summary
+
+    assert summary([0.1], [0.1, 0.05, 0.0]).startswith("SGD lr 0.1 at first, lowest 0 · ")
+    assert summary([0.1], [0.10000000149, 0.10000000149]).startswith("SGD lr 0.1 · ")
+    assert summary([0.1, 0.01], [0.1, 0.2]).startswith("SGD lr 0.1; lr 0.01 · ")
+
+
+def test_a_run_without_an_end_says_so_and_one_that_was_closed_does_not() -> None:
+    loss = [Record(step=step, time=0.0, probe="sharpness", name="loss", value=1.0) for step in (0, 100)]
+    ended = Record(step=100, time=0.0, probe="monitor", name="ended", value=100.0, note="completed")
+    killed, closed = (Report.from_run(Run({"id": "a"}, records)).document for records in (loss, [*loss, ended]))
+    assert "no end recorded" in killed.summary
+    assert dict(killed.facts)["end"] == "none was recorded: the process was killed, or is still running"
+    [finding] = [one for one in killed.findings if one.id == "training/no_end"]
+    assert finding.level == "ok"
+    assert finding.claim.startswith("No end was recorded after step 100: the process was killed, or is still running.")
+    assert "no end" not in closed.summary
+    assert "end" not in dict(closed.facts)
+    assert "training/no_end" not in {one.id for one in closed.findings}
+    gone_on = Report.from_run(Run({"id": "a"}, [*loss, ended, Record(200, 0.0, "sharpness", "loss", value=1.0)]))
+    assert "no end recorded" in gone_on.document.summary, "the end of the part before it was resumed is none"
