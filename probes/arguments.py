@@ -15,6 +15,21 @@ RESERVED = ("loop", "monitor")
 """Names under which the Monitor writes what is not a probe's: the loop's own scalars, and its own costs."""
 
 
+def check_single(optimizer: Any) -> None:
+    """Refuse several optimizers: steps are counted on one.
+
+    Raises:
+        DiagnosticsError: a collection was passed.
+    """
+    if isinstance(optimizer, list | tuple | set | dict):
+        raise DiagnosticsError(
+            "optimizer is several",
+            given=f"a {type(optimizer).__name__} of {len(optimizer)}",
+            expected="one optimizer, the one whose steps count",
+            attempt="Monitor(model, optimizers[0], ...); tensors that another one trains are measured too",
+        )
+
+
 def check_run(model: Any, optimizer: Any, objective: Any, budget: Any, resume: Any) -> None:
     """Refuse what does not belong together or is out of range.
 

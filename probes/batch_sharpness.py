@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from diagnostics import DiagnosticsError, batch_sharpness, gradient_noise_interaction
 from diagnostics.stability.preconditioner import scaling
 from probes.probe import Cost, Moment, Need, Reading
+from probes.sharpness import NO_EDGE, stands_still
 
 WHOLE_PRODUCTS = 32
 """Draws for the noise interaction at most: each costs a product with the Hessian of the whole objective."""
@@ -66,6 +67,8 @@ class BatchSharpness:
         assert moment.objective is not None
         refusal = "no optimizer was given"
         optimizer = moment.optimizer
+        if optimizer is not None and stands_still(optimizer, moment.objective):
+            refusal, optimizer = NO_EDGE, None
         if optimizer is not None:
             try:
                 scaling(optimizer, moment.objective.space)

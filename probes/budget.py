@@ -18,10 +18,12 @@ class Budget:
 
     Args:
         share: probes may take this share of training time; None for no limit.
+        expensive: how many probes are held to it, for each has an equal part of it to itself.
     """
 
-    def __init__(self, share: float | None) -> None:
+    def __init__(self, share: float | None, expensive: int = 1) -> None:
         self.share = share
+        self.expensive = max(1, expensive)
         self.spent: dict[str, float] = defaultdict(float)
         self._last: dict[str, float] = {}
         self._began = time.perf_counter()
@@ -32,14 +34,16 @@ class Budget:
         return max(0.0, time.perf_counter() - self._began - sum(self.spent.values()))
 
     def affords(self, probe: Probe) -> bool:
-        """Whether one more measurement, at the cost of the probe's last, keeps to the share.
+        """Whether one more measurement, at the cost of the probe's last, keeps all within the share, or at least this
+        probe within its equal part of it: one that is too dear must not silence the others.
 
         Only expensive probes are held to it.
         """
         if self.share is None or probe.cost != "expensive":
             return True
-        after = sum(self.spent.values()) + self._last.get(probe.name, 0.0)
-        return after <= max(GRACE, self.share * self.training)
+        allowed, next_one = max(GRACE, self.share * self.training), self._last.get(probe.name, 0.0)
+        alone = self.spent.get(probe.name, 0.0) + next_one
+        return sum(self.spent.values()) + next_one <= allowed or alone <= allowed / self.expensive
 
     @contextmanager
     def spend(self, probe: str) -> Iterator[None]:

@@ -26,11 +26,13 @@ from diagnostics import (
 )
 from diagnostics.stability.trial_step import trial_step
 from probes.probe import Cost, Moment, Need, Reading
+from probes.sharpness import NO_EDGE, stands_still
 
 NEXT_STEP = "along the step a copy of the optimizer takes with the objective's gradient"
 FORWARD_PASSES = 16
 """At most, for the critical rate: with separable data the loss falls along some steps for ever."""
 
+NO_STEP = "the learning rate is 0: there is no next step"
 LAST_UPDATE = "along the last update, at the point it led to"
 
 
@@ -103,6 +105,8 @@ class GradientCurvature:
     def _trace(self, moment: Moment, objective: Objective, hessian: Hessian) -> Iterator[Reading]:
         if moment.optimizer is None:
             raise DiagnosticsError("no optimizer was given")
+        if stands_still(moment.optimizer, objective):
+            raise DiagnosticsError(NO_EDGE)
         products = self.trace_products
         yield _reading(
             "trace_ratio",
@@ -125,6 +129,8 @@ def _critical(moment: Moment, objective: Objective, update: Tensor, along: str) 
 def _update(moment: Moment, objective: Objective) -> tuple[Tensor, str]:
     """Δ (P,) of the next step, or else of the last one; and which it is."""
     if moment.optimizer is not None:
+        if stands_still(moment.optimizer, objective):
+            raise DiagnosticsError(NO_STEP)
         try:
             planned = trial_step(objective, moment.optimizer)
         except DiagnosticsError:

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from diagnostics import Objective
+from diagnostics.stability.rules import unwrap_optimizer, wrappers_around
 from probes.probe import Probe
 from probes.run.reader import SCHEMA_VERSION
 from probes.schedule import Schedule
@@ -33,7 +34,7 @@ def run_header(
     probes: Iterable[tuple[Probe, Schedule]],
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What ``run.json`` holds, as JSON values."""
+    """What ``run.json`` holds, as JSON values; the optimizer as it was given, in its wrappers."""
     tensor = next(model.parameters(), torch.empty(0))
     return {
         "schema_version": SCHEMA_VERSION,
@@ -42,7 +43,7 @@ def run_header(
         "argv": sys.argv,
         "versions": versions(),
         "device": device_name(tensor.device),
-        "model": fingerprint(model) | {"not_in_optimizer": not_held(model, optimizer)},
+        "model": fingerprint(model) | {"not_in_optimizer": not_held(model, unwrap_optimizer(optimizer))},
         "optimizer": describe_optimizer(optimizer),
         "objective": None if objective is None else describe_objective(objective),
         "probes": [
@@ -97,9 +98,27 @@ def not_held(model: nn.Module, optimizer: Optimizer) -> list[str]:
     return [name for name, tensor in model.named_parameters() if tensor.requires_grad and id(tensor) not in held]
 
 
+def imprints(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Sum and norm of tensors, by name, as text: other text later means that a tensor has moved."""
+    named = dict(model.named_parameters())
+    found = {}
+    with torch.no_grad():
+        for name in names:
+            if name in named:
+                tensor = named[name].detach()
+                real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+                norm = torch.linalg.vector_norm(real, dtype=torch.float64)
+                found[name] = f"{real.sum(dtype=torch.float64).item()!r} {norm.item()!r}"
+    return found
+
+
 def describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
-    """Class and hyperparameters, group by group."""
-    return {"class": type(optimizer).__name__, "groups": describe_groups(optimizer.param_groups)}
+    """Class and hyperparameters, group by group; and what is around it, from the outside in."""
+    inner, around = unwrap_optimizer(optimizer), wrappers_around(optimizer)
+    names = [*(name for name, _ in around), type(inner).__name__]
+    described = {"class": " around ".join(names), "groups": describe_groups(inner.param_groups)}
+    wrappers = [{"class": name, **_plain(settings)} for name, settings in around]
+    return described | ({"wrappers": wrappers} if wrappers else {})
 
 
 def describe_groups(groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

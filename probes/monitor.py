@@ -25,9 +25,9 @@ from torch.optim import Optimizer
 from diagnostics import DiagnosticsError, Objective
 from diagnostics.parameters import unwrap
 from diagnostics.stability.rules import unwrap_optimizer
-from probes.arguments import check_probes, check_run, check_sinks
+from probes.arguments import check_probes, check_run, check_single, check_sinks
 from probes.budget import Budget
-from probes.header import run_header
+from probes.header import imprints, not_held, run_header
 from probes.journal import FAILURES_ALLOWED, Journal, Sink, checked
 from probes.learning_rate import EffectiveLearningRate
 from probes.probe import Moment, Probe, Reading
@@ -38,6 +38,10 @@ from probes.units import Units
 from probes.updates import UpdateMeter
 
 _log = logging.getLogger("probes")
+
+EARLY = 10
+"""Steps after which a first measurement with gaps is repeated. Before the first step an adaptive optimizer has no
+second moments, and while they are young its edge moves fast: the next check of a usual schedule comes too late."""
 
 
 class Monitor:
@@ -53,9 +57,10 @@ class Monitor:
         probes: which, at most one of each name; by default ``Sharpness()``, ``EffectiveLearningRate()`` and
             ``Units()``.
         every: a number of steps, or a schedule, for probes without their own. The first state and the last are always
-            measured.
+            measured; where the first had to leave something out, ``EARLY`` steps later once more.
         budget: expensive probes may take this share of training wall time, and are spaced out to keep to it once the
-            first ``probes.budget.GRACE`` seconds are spent; None for no limit.
+            first ``probes.budget.GRACE`` seconds are spent: one measures while all together keep to the share, or
+            while it alone keeps to an equal part of it; None for no limit.
         sinks: callables ``log(scalars, step)``, as ``wandb.log`` and ``mlflow.log_metrics`` are; names are
             ``diag/<probe>/<quantity>[/<layer>]``.
         resume: the step from which training restarts, to continue the run in ``out``; later records are dropped.
@@ -93,6 +98,7 @@ class Monitor:
         sinks: Iterable[Sink] = (),
         resume: int | None = None,
     ) -> None:
+        check_single(optimizer)
         self.model = unwrap(model)
         self.optimizer = unwrap_optimizer(optimizer)
         # Steps are counted on the optimizer inside; what SAM or Lookahead do to the edge, only they know.
@@ -112,8 +118,11 @@ class Monitor:
         self._waiting: set[str] = set()
         self._due: list[Probe] = []
         self._measured_at: dict[str, int] = {}
+        self._early_at = self.step + EARLY
+        self._early: set[str] = set()
         self._updates = UpdateMeter(self.model)
-        self._budget = Budget(budget)
+        self._not_held: dict[str, str] = {}
+        self._budget = self._new_budget(budget)
         self._handles: list[Any] = []
         self._entered = False
         # Every rank holds the same weights after a step, so one rank can speak for all.
@@ -121,7 +130,7 @@ class Monitor:
         self._journal: Journal | None = None
         if not distributed or torch.distributed.get_rank() == 0:
             settings = {"every": as_schedule(every).text, "budget": budget}
-            header = run_header(self.model, self.optimizer, objective, self._scheduled, settings)
+            header = run_header(self.model, optimizer, objective, self._scheduled, settings)
             self._journal = Journal(RunWriter(self.folder, header, resume), to_tell)
 
     def __enter__(self) -> Monitor:
@@ -133,14 +142,14 @@ class Monitor:
             )
         self._entered = True
         if self._journal is not None:
-            self._budget = Budget(self._budget.share)
+            self._budget = self._new_budget(self._budget.share)
             # A compiled optimizer.step would trace the hooks, and the measurements in them.
             self._handles = [
                 self.optimizer.register_step_pre_hook(torch.compiler.disable(self._before_step)),
                 self.optimizer.register_step_post_hook(torch.compiler.disable(self._after_step)),
             ]
             try:
-                self._guarded(self._measure_now)
+                self._guarded(self._measure_first)
             except BaseException:
                 # Nobody calls __exit__ when a first measurement is interrupted.
                 self.__exit__(*sys.exc_info())
@@ -159,6 +168,7 @@ class Monitor:
             with ExitStack() as last:
                 last.callback(self._close)
                 last.callback(self._guarded, partial(self._account, error))
+                last.callback(self._guarded, self._account_of_not_held)
                 if kind is None:
                     self._guarded(self._measure_now)
 
@@ -202,8 +212,21 @@ class Monitor:
         finally:
             self._updates.forget()
 
+    def _new_budget(self, share: float | None) -> Budget:
+        return Budget(share, sum(probe.cost == "expensive" for probe in self.probes))
+
+    def _measure_first(self) -> None:
+        """The first state; what is left out of it is taken up again soon."""
+        self._guarded(self._look_at_not_held)
+        for probe, _ in self._scheduled:
+            if self._measure(probe) and probe.name not in self._off:
+                self._early.add(probe.name)
+
+    def _look_at_not_held(self) -> None:
+        self._not_held = imprints(self.model, not_held(self.model, self.optimizer))
+
     def _measure_now(self) -> None:
-        """The first state and the last, whatever the schedules and the budget say."""
+        """The present state, whatever the schedules and the budget say."""
         for probe, _ in self._scheduled:
             if probe.name not in self._off and self._measured_at.get(probe.name) != self.step:
                 self._measure(probe)
@@ -215,14 +238,16 @@ class Monitor:
             if probe.name in self._off:
                 continue
             try:
-                if schedule(step):
+                if schedule(step) or (step == self._early_at and probe.name in self._early):
                     due.append(probe)
             # A schedule may be the user's own function.
             except Exception as problem:  # noqa: BLE001
                 self._write(probe.name, [self._failed(probe, problem, "its schedule: ")])
         return due
 
-    def _measure(self, probe: Probe) -> None:
+    def _measure(self, probe: Probe) -> bool:
+        """Measure and write; says whether something was skipped."""
+        self._early.discard(probe.name)
         self._measured_at[probe.name] = self.step
         self._waiting.discard(probe.name)
         readings: list[Reading] = []
@@ -246,6 +271,7 @@ class Monitor:
                 except Exception as problem:  # noqa: BLE001
                     readings.append(self._failed(probe, problem))
             self._write(probe.name, readings)
+        return any(reading.status == "skipped" for reading in readings)
 
     def _no_objective(self) -> str | None:
         """Why probes that need the objective cannot measure; None when they can."""
@@ -281,6 +307,13 @@ class Monitor:
         spent = [Reading("seconds", seconds, layer=probe) for probe, seconds in self._budget.spent.items()]
         ended = Reading("ended", self.step, note="completed" if error is None else _in_one_line(error))
         self._write("monitor", [training, *spent, ended], to_sinks=False)
+
+    def _account_of_not_held(self) -> None:
+        """Whether tensors that the optimizer does not hold moved all the same: steps of another one are not seen."""
+        now = imprints(self.model, self._not_held)
+        note = "whether it moved in this run, by its sum and norm, though the optimizer does not hold it"
+        moved = [Reading("moved", float(now[name] != self._not_held[name]), name, note) for name in now]
+        self._write("monitor", moved, to_sinks=False)
 
     def _close(self) -> None:
         if self._journal is not None:

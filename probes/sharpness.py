@@ -8,11 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor
+from torch.optim import Optimizer
 
-from diagnostics import DiagnosticsError, Hessian, sharpness, stability
+from diagnostics import DiagnosticsError, Hessian, Objective, sharpness, stability
 from diagnostics.stability.arguments import real_number, whole_number
+from diagnostics.stability.rules import unwrap_optimizer
 from diagnostics.stability.sharpness import NEAR
 from probes.probe import Cost, Moment, Need, Reading
+
+NO_EDGE = "the learning rate is 0: no step, and no edge"
+"""Why there is no ratio where a schedule has come to its end, or not begun."""
 
 
 @dataclass
@@ -73,6 +78,9 @@ class Sharpness:
         if moment.optimizer is None:
             yield Reading("ratio", None, status="skipped", note="no optimizer was given")
             return False
+        if stands_still(moment.optimizer, moment.objective):
+            yield Reading("ratio", None, status="skipped", note=NO_EDGE)
+            return False
         try:
             measured = stability(
                 moment.objective,
@@ -96,3 +104,14 @@ class Sharpness:
             return False
         yield Reading("sharpness", measured.curvature)
         return True
+
+
+def stands_still(optimizer: Optimizer, objective: Objective) -> bool:
+    """Whether every group that holds parameters of the objective has a learning rate of 0."""
+    selected = {id(tensor) for tensor in objective.space.tensors}
+    rates = [
+        group.get("lr")
+        for group in unwrap_optimizer(optimizer).param_groups
+        if any(id(tensor) in selected for tensor in group["params"])
+    ]
+    return bool(rates) and all(rate is not None and float(rate) == 0.0 for rate in rates)

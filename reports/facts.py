@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from probes.run import Run
@@ -19,7 +20,13 @@ def summary(run: Run) -> str:
         parts.append(f"{kind}{counted(model['parameters'], 'parameter')}")
     if optimizer:
         parts.append(_optimizer(run, optimizer))
-    return " · ".join([*parts, step_text(run)])
+    return " · ".join([*parts, step_text(run), *(["no end recorded"] if has_no_end(run) else [])])
+
+
+def has_no_end(run: Run) -> bool:
+    """Whether a Monitor wrote this and did not come to close it: it was killed, or still runs."""
+    ended = run.last("monitor", "ended")
+    return "id" in run.header and (ended is None or ended.step < run.steps)
 
 
 def step_text(run: Run) -> str:
@@ -43,9 +50,8 @@ def facts(run: Run) -> list[tuple[str, str]]:
         of = counted(objective["parameters"], "parameter")
         known.append(("measured on", f"{terms} in {batches}, {objective['mode']} mode, {of}"))
     known.append(("last step", step_text(run).removeprefix("step ")))
-    ended = run.last("monitor", "ended")
-    if not header.get("file") and (ended is None or ended.step < run.steps):
-        known.append(("end", "none was recorded: it still runs, or was killed"))
+    if has_no_end(run):
+        known.append(("end", "none was recorded: the process was killed, or is still running"))
     if cost := _cost(run):
         known.append(("cost of measuring", cost))
     if header.get("device"):
@@ -62,28 +68,47 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 def _optimizer(run: Run, optimizer: dict[str, Any]) -> str:
     groups = optimizer.get("groups", [])
-    rates = _rates(run)
+    # Which record is of which group is not written down: where their rates differ, only the first ones are known.
+    common = len({repr(group.get("lr")) for group in groups}) == 1
     texts = [
         ", ".join(
-            f"lr {rates}" if key == "lr" and rates else _setting(key, group[key])
+            _setting(key, group[key]) + (_later_rates(run, group[key]) if key == "lr" and common else "")
             for key in _SHOWN
             if key in group and (key == "lr" or group[key])
         )
         for group in groups[:3]
     ]
     more = f" and {counted(len(groups) - 3, 'more group')}" if len(groups) > 3 else ""
-    return f"{optimizer.get('class') or 'optimizer'} {'; '.join(texts)}{more}"
+    return f"{_named(optimizer)} {'; '.join(texts)}{more}"
+
+
+def _named(optimizer: dict[str, Any]) -> str:
+    """The class, and before it what is around it, with its settings."""
+    around = optimizer.get("wrappers") or []
+    names = str(optimizer.get("class") or "optimizer").split(" around ", len(around))
+    for place, wrapper in enumerate(around):
+        settings = ", ".join(_setting(key, value) for key, value in wrapper.items() if key != "class")
+        names[place] += f" ({settings})" if settings else ""
+    return " around ".join(names)
 
 
 def _setting(key: str, value: Any) -> str:
     return f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
 
 
-def _rates(run: Run) -> str:
-    """The range of learning rates that were seen, when there was more than one: the header knows only the first."""
+def _later_rates(run: Run, first: Any) -> str:
+    """What became of the learning rate: the header knows only the first."""
     seen = [run.series("learning_rate", "lr", layer).values for layer in run.layers("learning_rate", "lr")[:1]]
-    values = [value for one in seen for value in one.tolist()]
-    return f"{min(values):.3g} to {max(values):.3g}" if values and min(values) < max(values) else ""
+    values = [value for one in seen for value in one.tolist() if math.isfinite(value)]
+    if not values or not isinstance(first, int | float):
+        return ""
+    low, high = min(values), max(values)
+    # A rate as float32 is another number than the one in the header.
+    if high > first and not math.isclose(high, first, rel_tol=1e-6):
+        return f" at first, highest {high:.3g}"
+    if low < first and not math.isclose(low, first, rel_tol=1e-6):
+        return f" at first, lowest {low:.3g}"
+    return ""
 
 
 def _cost(run: Run) -> str:

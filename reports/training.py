@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import numpy
@@ -14,6 +15,7 @@ from reports import palette
 from reports.chapter import Chapter, method_of, step_table
 from reports.charts import Line, lines, stacked
 from reports.document import Figure
+from reports.facts import has_no_end
 from reports.finding import Finding, Level
 from reports.words import counted
 
@@ -21,6 +23,17 @@ HARDLY = 0.02
 ENOUGH_STEPS = 50
 MOST_PANELS = 4
 COMPLETED = "completed"
+WANTED = 10
+"""Measurements that say how something went, where a probe had to wait."""
+BEARABLE = 60.0
+"""Seconds that anyone gives a run for them, however short it is."""
+CHEAPER = {
+    "sharpness": "Sharpness(tol=0.05)",
+    "batch_sharpness": "BatchSharpness(..., max_draws=50)",
+    "gradient_curvature": "GradientCurvature(critical=False)",
+    "spectrum": "Spectrum(steps=16, layers=False)",
+}
+"""Settings at which a probe costs a good deal less."""
 
 
 def read(run: Run) -> Chapter:
@@ -70,6 +83,16 @@ def _loss(run: Run) -> list[Finding]:
 
 
 def _end(run: Run) -> list[Finding]:
+    if has_no_end(run):
+        return [
+            _about_measuring(
+                "training/no_end",
+                "ok",
+                f"No end was recorded after step {run.steps}: the process was killed, or is still running.",
+                "What is said here holds up to that step. A last state was not measured.",
+                ("If it was killed, go on from a checkpoint with Monitor(..., resume=STEP).",),
+            )
+        ]
     ended = run.last("monitor", "ended")
     if ended is None or ended.note in (None, COMPLETED) or ended.step < run.steps:
         return []
@@ -87,24 +110,69 @@ def _end(run: Run) -> list[Finding]:
 def _waited(run: Run) -> list[Finding]:
     waits = [record for record in run.records if record.status == "skipped" and str(record.note).startswith("waits")]
     held = sorted({record.probe for record in waits})
-    few = [probe for probe in held if len({r.step for r in run.records if r.probe == probe and r.status == "ok"}) <= 3]
+    few = [probe for probe in held if _measurements(run, probe) <= 3]
     if not few:
         return []
     shown = ", ".join(probe.replace("_", " ") for probe in few)
+    claim = f"Too few measurements of {shown}: they waited for the budget from step {min(r.step for r in waits)} on."
+    advice = []
+    costs = {probe: seconds for probe, seconds in _seconds(run).items() if _measurements(run, probe)}
+    training = run.last("monitor", "training_seconds")
+    if costs and training is not None and training.value:
+        dearest = max(costs, key=lambda probe: costs[probe])
+        times = _measurements(run, dearest)
+        claim += (
+            f" The costliest was {dearest.replace('_', ' ')}, with {costs[dearest]:.3g} s in "
+            f"{counted(times, 'measurement')} beside {training.value:.3g} s of training."
+        )
+        advice = [_cheaper(dearest, times), *_raised(run, costs, few, training.value)]
     return [
         _about_measuring(
             "training/budget",
             "unmeasured",
-            f"Too few measurements of {shown}: they waited for the budget from step {min(r.step for r in waits)} on.",
+            claim,
             "Measuring was held to a share of training time. What happened between the first state and the last was "
-            "not "
-            "seen.",
-            (
-                "Monitor(..., budget=0.2), or budget=None for a short run.",
-                "Measure on fewer examples: Objective(..., limit=1).",
-            ),
+            "hardly seen.",
+            (*advice, "Measure on fewer examples: Objective(..., limit=1)."),
         )
     ]
+
+
+def _measurements(run: Run, probe: str) -> int:
+    return len({record.step for record in run.records if record.probe == probe and record.status == "ok"})
+
+
+def _seconds(run: Run) -> dict[str, float]:
+    """What each probe took; nothing where the run was killed before it could say."""
+    records = {probe: run.last("monitor", "seconds", probe) for probe in run.layers("monitor", "seconds")}
+    return {probe: one.value for probe, one in records.items() if one is not None and one.value is not None}
+
+
+def _cheaper(probe: str, times: int) -> str:
+    """What makes the costliest probe cost less: fewer checks, where it was not down to the first and the last."""
+    name, settings = probe.replace("_", " "), CHEAPER.get(probe)
+    cheaper = f"cheaper settings: {settings}" if settings else "fewer parameters or examples to measure on"
+    if times > 2:
+        return f"Give {name} a rarer schedule of its own (every=...), or {cheaper}."
+    return f"Leave {name} out of runs as short as this, for its first and last state alone took that; or {cheaper}."
+
+
+def _raised(run: Run, costs: dict[str, float], few: list[str], training: float) -> list[str]:
+    """The budget under which the probes that waited could have measured, where there is one that anyone would give."""
+    more = {probe: WANTED * costs[probe] / _measurements(run, probe) for probe in few if probe in costs}
+    if not more:
+        return []
+    # One measures while all together keep to the budget, or while it alone keeps to an equal part.
+    together = sum(_seconds(run).values()) + sum(more.values())
+    alone = len(run.header.get("probes") or costs) * max(costs[probe] + extra for probe, extra in more.items())
+    needed = math.ceil(20 * min(together, alone) / training) / 20
+    if needed <= 1:
+        given = (run.header.get("settings") or {}).get("budget")
+        enough = given is not None and needed <= given
+        return [] if enough else [f"Monitor(..., budget={needed:g}) has room for {WANTED} more of each."]
+    if sum(more.values()) <= BEARABLE:
+        return [f"Monitor(..., budget=None): {WANTED} more of each take about {sum(more.values()):.2g} s."]
+    return []
 
 
 def _failures(run: Run) -> list[Finding]:

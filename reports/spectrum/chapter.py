@@ -11,15 +11,13 @@ from reports.charts import short
 from reports.finding import Finding
 from reports.spectrum import saddle
 from reports.spectrum.figures import figures
-from reports.spectrum.records import CITATION, at_step, missing, number, percent, value_of
+from reports.spectrum.records import CITATION, at_step, missing, number, percent, resolved, value_of
 from reports.stability.verdict import measured_without_batch_statistics
 from reports.words import counted
 
 OUTLIERS = "Sagun et al., arXiv 1706.04454; Papyan, arXiv 1811.07062"
 SUBSPACE = "Gur-Ari et al., arXiv 1812.04754; Song et al., arXiv 2405.16002"
 
-UNRESOLVED = 0.2
-"""A share of directions with a larger error than this is not known."""
 ALONE_SHARE, ALONE_TOP = 0.9, 20.0
 """One layer is alone with its curvature at this share of the trace and so many times the next largest eigenvalue."""
 
@@ -53,8 +51,8 @@ def _bulk(run: Run) -> Finding | None:
         )
     share, error = value_of(flat), flat.error or 0.0
     of = f"of {int(value_of(total)):,} directions"
-    if error > UNRESOLVED:
-        claim = f"How many directions are flat is not resolved: {percent(flat)} {of}"
+    if not resolved(flat):
+        claim = f"How many {of} are flat is undetermined"
     elif share >= 0.5:
         claim = f"Most directions are flat: {percent(flat)} {of}"
     else:
@@ -63,13 +61,13 @@ def _bulk(run: Run) -> Finding | None:
         id="spectrum/bulk",
         level="ok",
         claim=f"{claim}, at step {flat.step}{_down(run, flat.step)}{_apart(run, flat.step)}.",
-        value=Estimate(share, error, "standard error", method_of(flat)),
+        value=Estimate(share, error, "standard error", method_of(flat)) if resolved(flat) else None,
         threshold="",
         meaning="A direction is flat while its curvature is below 1 % of the largest, up or down. Many flat ones and "
         "a few sharp ones are the usual shape once a network has learnt something. In classifiers often about as many "
         "eigenvalues as classes stand apart, and they are what a learning rate has to respect. One is said to stand "
         "apart only where the gap below it cannot be chance.",
-        advice=("More Lanczos steps resolve it: Spectrum(steps=64).",) if error > UNRESOLVED else (),
+        advice=("More Lanczos steps resolve it: Spectrum(steps=64).",) if not resolved(flat) else (),
         evidence=("spectrum-density",),
         method=method_of(flat),
         citation=OUTLIERS,
@@ -78,7 +76,7 @@ def _bulk(run: Run) -> Finding | None:
 
 def _down(run: Run, step: int) -> str:
     down = at_step(run, "downward_mass", step)
-    return "" if down is None or (down.error or 0.0) > UNRESOLVED else f"; {percent(down)} curve down"
+    return f"; {percent(down)} curve down" if down is not None and resolved(down) else ""
 
 
 def _apart(run: Run, step: int) -> str:
@@ -107,8 +105,13 @@ def _layers(run: Run) -> Finding | None:
     if len(tops) < 2:
         return None if tops else missing(run, "spectrum/layers", "Curvature by layer", ("layers",))
     first, second = sorted(tops, key=lambda name: -value_of(tops[name]))[:2]
+    if value_of(tops[first]) <= (tops[first].error or 0.0):
+        reason = f"no layer's largest eigenvalue is above its error at step {step}"
+        return unmeasured("spectrum/layers", "Curvature by layer", reason, (), CITATION)
     share = at_step(run, "share", step, first)
-    times = value_of(tops[first]) / value_of(tops[second]) if value_of(tops[second]) > 0 else float("inf")
+    next_one = value_of(tops[second])
+    none_else = next_one <= (tops[second].error or 0.0)
+    times = float("inf") if none_else else value_of(tops[first]) / next_one
     held = f", with {percent(share)} of the trace" if share is not None else ""
     finding = Finding(
         id="spectrum/layers",
@@ -124,14 +127,19 @@ def _layers(run: Run) -> Finding | None:
         method=method_of(tops[first]),
         citation=CITATION,
     )
-    alone = share is not None and value_of(share) - 2 * (share.error or 0.0) >= ALONE_SHARE
+    alone = share is not None and resolved(share) and value_of(share) - 2 * (share.error or 0.0) >= ALONE_SHARE
     if not alone or times < ALONE_TOP:
         return finding
+    beside = (
+        "has some, and no other layer any above its error"
+        if none_else
+        else f"is {times:.3g} times as sharp as the next, {short(second)}"
+    )
     return replace(
         finding,
         level="warn",
-        claim=f"One layer holds nearly all the curvature: layer {short(first)} ({number(tops[first])}{held}) is "
-        f"{times:.3g} times as sharp as the next, {short(second)}, at step {step}.",
+        claim=f"One layer holds nearly all the curvature: layer {short(first)} ({number(tops[first])}{held}) {beside}, "
+        f"at step {step}.",
         meaning="With one learning rate for all layers, this one sets how large it can be, and the others could take "
         "larger steps. Adaptive optimizers even out a part of this by themselves.",
         advice=(
@@ -152,15 +160,21 @@ def _directions(run: Run) -> Finding | None:
     if main is None:
         return missing(run, "spectrum/directions", "The gradient's place", ("largest", "gradient_share"))
     step = main.step
+    followed = kept is not None and overlap is not None and kept.step == overlap.step == step
+    known = next((one for one in (share, overlap) if one is not None and one.step == step and resolved(one)), None)
+    if known is None and not (followed and resolved(kept)):
+        reason = f"they cannot be told from the directions that come next, at step {step}"
+        return unmeasured("spectrum/directions", "What lies in the sharpest directions", reason, (), CITATION)
     parts = [f"hold {percent(share)} of the gradient"] if share is not None else []
-    if kept is not None and overlap is not None and kept.step == overlap.step == step:
-        since = f"{percent(kept)} of their curvature (overlap of the two spaces {number(overlap)})"
+    if kept is not None and overlap is not None and followed:
+        same = number(overlap) if resolved(overlap) else "undetermined"
+        since = f"{percent(kept)} of their curvature (overlap of the two spaces {same})"
         parts.append(f"those of the check before still carry {since}")
     return Finding(
         id="spectrum/directions",
         level="ok",
         claim=f"The {_directions_meant(main)} {'; '.join(parts) or 'were followed'}, at step {step}.",
-        value=Estimate(value_of(main), main.error or 0.0, "residual", method_of(main)),
+        value=None if known is None else Estimate(value_of(known), known.error or 0.0, "residual", method_of(known)),
         threshold="",
         meaning="Of the gradient's square, that is. A large share mostly means that steps go to and fro across the "
         "valley, held short by the sharpest curvature; the way along it is made by the rest. An overlap of 1 means "

@@ -31,13 +31,24 @@ def number(record: Record) -> str:
 
 
 def percent(record: Record) -> str:
-    """A share with its error, in per cent."""
+    """A share with its error, in per cent; one that is not resolved is no number."""
+    if not resolved(record):
+        return "an undetermined share"
     return share(value_of(record), record.error or 0.0)
 
 
 def share(value: float, error: float = 0.0) -> str:
     """The same from numbers; a tenth of a per cent is as close as anyone reads it."""
     return "less than 0.1 %" if abs(value) + error < 1e-3 else f"{format_value(100 * value, max(100 * error, 0.1))} %"
+
+
+UNRESOLVED = 0.2
+"""A share with a larger error than this is not known."""
+
+
+def resolved(record: Record | None) -> bool:
+    """Whether a share says something: it is a number, and its error leaves most of what lies between 0 and 1 out."""
+    return record is not None and bool(numpy.isfinite(value_of(record))) and (record.error or 0.0) <= UNRESOLVED
 
 
 def missing(run: Run, id: str, what: str, names: tuple[str, ...]) -> Finding | None:

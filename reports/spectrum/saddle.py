@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy
 
 from diagnostics.estimate import Estimate
-from probes.run import Run
-from reports.chapter import method_of
+from probes.run import Record, Run
+from reports.chapter import method_of, unmeasured
 from reports.finding import Finding
 from reports.spectrum.records import CITATION, at_step, missing, number, value_of
 
@@ -30,6 +30,9 @@ def read(run: Run) -> Finding | None:
     if lowest is None or highest is None:
         return missing(run, "spectrum/negative", "Negative curvature", ("largest", "smallest"))
     low, step = value_of(lowest), lowest.step
+    if all(abs(value_of(end)) <= _error(end) for end in (lowest, highest)):
+        reason = f"both ends of the spectrum are within their error of zero at step {step}"
+        return unmeasured("spectrum/negative", "Negative curvature", reason, (), CITATION)
     ends = f"eigenvalues run from {number(lowest)} to {number(highest)} at step {step}"
     finding = Finding(
         id="spectrum/negative",
@@ -48,14 +51,19 @@ def read(run: Run) -> Finding | None:
     count, edge = at_step(run, "outliers", step), at_step(run, "edge", step)
     apart = count is not None and value_of(count) > 0 and edge is not None
     bulk = value_of(edge) if apart and edge is not None else value_of(highest)
-    if low - (lowest.error or 0.0) >= 0:
+    if low - _error(lowest) >= 0:
         return replace(finding, claim=f"No negative curvature was found: {ends}.")
-    if low + (lowest.error or 0.0) > -STRONG * bulk:
+    if low + _error(lowest) >= 0:
+        return replace(finding, claim=f"No negative curvature was found beyond its error: {ends}.")
+    if low + _error(lowest) > -STRONG * bulk:
         return finding
     moved = _standstill(run, step)
     if moved is None:
         known = "the loss does not stand still there, as far as was measured"
-        return replace(finding, claim=f"Negative curvature is about as strong as positive: {ends}; {known}.")
+        beside = (
+            f"the bulk's upper end of {bulk:.3g}, from which larger eigenvalues stand apart" if apart else "positive"
+        )
+        return replace(finding, claim=f"Negative curvature is about as strong as {beside}: {ends}; {known}.")
     reach = f"({number(lowest)}) as {'the bulk of it' if apart else 'it'} does up ({bulk:.3g})"
     return replace(
         finding,
@@ -73,6 +81,11 @@ def read(run: Run) -> Finding | None:
             "sooner.",
         ),
     )
+
+
+def _error(record: Record) -> float:
+    """How far off the number may be; one whose error is not known counts as exact."""
+    return record.error or 0.0
 
 
 def _standstill(run: Run, step: int) -> float | None:

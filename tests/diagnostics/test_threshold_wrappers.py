@@ -13,7 +13,7 @@ from torch.optim import SGD, Adam, Muon, Optimizer
 from torch.optim.lr_scheduler import StepLR
 
 from diagnostics import DiagnosticsError, Objective, stability, threshold
-from diagnostics.stability.rules import unwrap_optimizer
+from diagnostics.stability.rules import unwrap_optimizer, wrappers_around
 from diagnostics.stability.trial_step import trial_step
 from tests.reference.optimizers import SAM, Lion, Lookahead
 
@@ -208,3 +208,29 @@ def test_an_optimizer_that_needs_a_closure_says_what_to_do() -> None:
     optimizer = torch.optim.LBFGS(objective.model.parameters())
     with pytest.raises(DiagnosticsError, match=r"copy of the optimizer cannot take a step.*LBFGS.*critical_sharpness"):
         stability(objective, optimizer)
+
+
+def test_wrappers_that_change_steps_are_named_from_the_outside_in_with_their_settings() -> None:
+    def model() -> nn.Module:
+        return nn.Linear(1, 1)
+
+    class Passing(Optimizer):
+        """As accelerate's: every step is passed on."""
+
+        def __init__(self, inner: Optimizer) -> None:
+            super().__init__(inner.param_groups, {})
+            self.optimizer = inner
+            self.param_groups = inner.param_groups
+
+        def step(self, closure: Any = None) -> Any:
+            return self.optimizer.step(closure)
+
+    plain = SGD(model().parameters(), lr=0.1)
+    sam = SAM(model().parameters(), SGD, rho=0.3, lr=0.1)
+    assert wrappers_around(plain) == wrappers_around(Passing(plain)) == []
+    assert wrappers_around(sam) == [("SAM", {"rho": 0.3})]
+    assert wrappers_around(Passing(sam)) == [("SAM", {"rho": 0.3})]
+    [(name, settings)] = wrappers_around(Lookahead(plain, 5, 0.5))
+    assert (name, settings) == ("Lookahead", {"k": 5, "alpha": 0.5})
+    del sam.param_groups[0]["rho"]
+    assert wrappers_around(sam) == [("SAM", {})], "a setting kept elsewhere is left out"

@@ -24,6 +24,7 @@ class Nameless:
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a model that is none": ({"model": print}, "model is not a module; given: builtin_function_or_method"),
     "an optimizer that is none": ({"optimizer": "sgd"}, "optimizer is not a torch optimizer; given: str"),
+    "two optimizers": ({"optimizer": [Toy().optimizer, Toy().optimizer]}, "optimizer is several; given: a list of 2"),
     "a loader for an objective": ({"objective": [(1, 2)]}, "objective is not an Objective; given: list"),
     "an objective of another model": ({"objective": Toy().objective}, "objective was built on another model"),
     "no steps": ({"every": 0}, "every takes a number of steps; given: 0"),

@@ -106,3 +106,27 @@ def test_a_budget_that_is_no_share_is_refused(wrong: object, folder: Path) -> No
     with pytest.raises(ValueError, match="budget is not positive; given: "):
         Monitor(toy.model, toy.optimizer, out=folder, budget=wrong)  # type: ignore[arg-type]
     assert not folder.exists()
+
+
+def test_one_probe_that_is_too_dear_does_not_silence_the_others(clock: Clock, folder: Path) -> None:
+    """Eighty seconds at the first state; the other has half of the grace to itself, and then half of the share."""
+    dear, light = clock.costs(80.0, "dear", "expensive"), clock.costs(0.1, "light", "expensive")
+    _train(clock, [dear, light], folder, steps=1000, budget=0.05)
+    assert dear.steps == [0, 1000]
+    assert light.steps[:49] == list(range(49))
+    spent, share = 0.1 * (len(light.steps) - 1), 0.05 * 1000 / 2
+    assert share - 0.2 <= spent <= share
+    assert not [step for step in light.steps if 60 < step < 200], "5 % of training pass the grace at step 200"
+
+
+def test_what_one_probe_does_not_take_another_may(clock: Clock, folder: Path) -> None:
+    busy, idle = clock.costs(1.0, "busy", "expensive"), clock.costs(0.0, "idle", "expensive")
+    _train(clock, [busy, idle], folder, steps=100, budget=0.05)
+    assert len(busy.steps) == GRACE + 1, "all of the grace, and the last state"
+
+
+def test_several_greedy_probes_keep_to_the_share_together(clock: Clock, folder: Path) -> None:
+    probes = [clock.costs(cost, f"costs {cost}", "expensive") for cost in (0.5, 2.0, 3.0)]
+    run = _train(clock, probes, folder, steps=5000, budget=0.05)
+    spent = sum(run.last("monitor", "seconds", probe.name).value for probe in probes)
+    assert spent <= 0.05 * 5000 + 5.5, "but for the last state"

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from probes import Monitor, Run, at, every, log_spaced
+from probes import Monitor, Run, Sharpness, at, every, log_spaced
+from probes.monitor import EARLY
+from probes.probe import Moment, Reading
 from tests.probes.toy import Toy, Watch, cross_entropy
 
 
@@ -161,3 +163,70 @@ def test_a_resumed_run_counts_on_from_its_step(toy: Toy, folder: Path) -> None:
         toy.train(4)
     assert monitor.step == 42
     assert watch.steps == [38, 40, 42]
+
+
+def _gap(until: int) -> Watch:
+    """Leaves something out at every state before a step."""
+
+    def does(moment: Moment) -> Reading:
+        if moment.step < until:
+            return Reading("value", None, status="skipped", note="not yet")
+        return Reading("value", 1.0)
+
+    return Watch(does)
+
+
+@pytest.mark.parametrize(
+    ("until", "schedule", "expected"),
+    [
+        (0, 50, [0, 50, 60]),
+        (1, 50, [0, EARLY, 50, 60]),
+        # Once more, and no more often, however long the gap lasts.
+        (99, 50, [0, EARLY, 50, 60]),
+        # A check that comes sooner fills the gap, or one at the same step.
+        (1, at(4, 50), [0, 4, 50, 60]),
+        (1, EARLY, [0, *range(EARLY, 61, EARLY)]),
+    ],
+)
+def test_a_first_state_with_a_gap_is_followed_up_early_and_one_without_is_not(
+    until: int, schedule: object, expected: list[int], toy: Toy, folder: Path
+) -> None:
+    probe = _gap(until)
+    with Monitor(toy.model, toy.optimizer, out=folder, probes=[probe], every=schedule):  # type: ignore[arg-type]
+        toy.train(60)
+    assert probe.steps == expected
+
+
+def test_a_run_that_goes_on_counts_early_from_where_it_goes_on(toy: Toy, folder: Path) -> None:
+    with Monitor(toy.model, toy.optimizer, out=folder, probes=[_gap(0)]):
+        toy.train(20)
+    probe = _gap(21)
+    with Monitor(toy.model, toy.optimizer, out=folder, probes=[probe], resume=20):
+        toy.train(15)
+    assert probe.steps == [20, 20 + EARLY, 35]
+
+
+def test_adam_has_a_ratio_soon_after_the_first_step_and_sgd_keeps_to_its_schedule(folder: Path) -> None:
+    steps = {}
+    for optimizer in (torch.optim.Adam, torch.optim.SGD):
+        toy = Toy(optimizer, lr=0.01)
+        out = folder / optimizer.__name__
+        with Monitor(toy.model, toy.optimizer, toy.objective, out=out, probes=[Sharpness()], budget=None):
+            toy.train(15)
+        steps[optimizer.__name__] = Run.open(out).series("sharpness", "ratio").steps.tolist()
+    assert steps == {"Adam": [EARLY, 15], "SGD": [0, 15]}
+
+
+def test_tensors_that_another_optimizer_trains_are_told_from_those_that_nobody_does(toy: Toy, folder: Path) -> None:
+    """The other's steps lie outside the one that is watched."""
+    watched = torch.optim.SGD([toy.model[2].weight], lr=0.1)
+    other = torch.optim.SGD([toy.model[0].bias], lr=0.1)
+    with Monitor(toy.model, watched, out=folder, probes=[]):
+        for _ in range(3):
+            toy.loss().backward()
+            watched.step()
+            other.step()
+    run = Run.open(folder)
+    moved = {name: run.last("monitor", "moved", name).value for name in run.layers("monitor", "moved")}
+    assert moved == {"0.weight": 0.0, "0.bias": 1.0, "2.bias": 0.0}
+    assert run.records[-1].name == "ended"

@@ -12,6 +12,7 @@ import torch
 from diagnostics import DiagnosticsError, batch_sharpness, gradient_noise_interaction
 from probes import BatchSharpness, Monitor, Run
 from probes.probe import Moment, Reading
+from probes.sharpness import NO_EDGE
 from tests.probes.toy import Toy
 
 
@@ -79,3 +80,15 @@ def test_everything_wrong_is_named_in_one_error() -> None:
     for wrong in ({"batch_size": True}, {"batch_size": 2, "rtol": 0.0}, {"batch_size": 2, "max_draws": 1}):
         with pytest.raises(DiagnosticsError):
             BatchSharpness(**wrong)
+
+
+def test_at_a_learning_rate_of_zero_the_value_stays_and_there_is_no_edge() -> None:
+    toy = Toy(lr=0.1, momentum=0.9)
+    toy.train(2)
+    before = _readings(toy, BatchSharpness(4))
+    assert before["ratio"].status == "ok"
+    toy.optimizer.param_groups[0]["lr"] = 0.0
+    after = _readings(toy, BatchSharpness(4))
+    assert float(after["value"].value) == pytest.approx(float(before["value"].value))
+    assert (after["ratio"].status, after["ratio"].note) == ("skipped", NO_EDGE)
+    assert not {"threshold", "momentum"} & after.keys()

@@ -24,6 +24,7 @@ from diagnostics.stability.trial_step import trial_step
 from probes import GradientCurvature, Monitor, Run
 from probes.gradient_curvature import FORWARD_PASSES
 from probes.probe import Moment, Reading, TensorUpdate
+from probes.sharpness import NO_EDGE
 from tests.probes.toy import Toy, Watch
 
 EVERYTHING = {"k": 2, "critical": True, "trace_products": 64}
@@ -153,7 +154,12 @@ def test_where_a_copy_cannot_step_the_last_update_is_used(toy: Toy) -> None:
 @pytest.mark.parametrize(
     ("change", "name", "said"),
     [
-        (lambda toy, moment: toy.optimizer.param_groups[0].update(lr=0.0), "critical_sharpness", "not positive"),
+        (
+            lambda toy, moment: toy.optimizer.param_groups[0].update(lr=0.0),
+            "critical_sharpness",
+            "there is no next step",
+        ),
+        (lambda toy, moment: toy.optimizer.param_groups[0].update(lr=-1.0), "critical_sharpness", "not positive"),
         (_without_a_way_on, "step_ratio", "no update yet"),
     ],
 )
@@ -179,9 +185,23 @@ def test_without_an_optimizer_there_is_no_learning_rate() -> None:
 
 def test_a_step_that_did_not_move_has_no_direction() -> None:
     toy = Toy(lr=0.0)
-    got = _readings(GradientCurvature(), _moment(toy))
+    moment = _moment(toy)
+    got = _readings(GradientCurvature(), replace(moment, optimizer=None))
     assert "moved no parameter" in got["step_ratio"].note
     assert got["critical_sharpness"].status == "skipped"
+
+
+def test_at_a_learning_rate_of_zero_there_is_no_next_step_and_above_it_there_is() -> None:
+    """Also before the first step and where a closing Monitor has no update at hand."""
+    said = {}
+    for lr in (0.0, 0.1):
+        toy = Toy(lr=lr)
+        got = _readings(GradientCurvature(trace_products=4), Moment(0, toy.model, toy.optimizer, toy.objective))
+        assert got["directional"].status == "ok"
+        said[lr] = {name: got[name].note for name in ("step_ratio", "critical_sharpness", "trace_ratio")}
+        assert {got[name].status for name in said[lr]} == {"skipped" if lr == 0.0 else "ok"}
+    no_step = "the learning rate is 0: there is no next step"
+    assert said[0.0] == {"step_ratio": no_step, "critical_sharpness": no_step, "trace_ratio": NO_EDGE}
 
 
 def test_a_step_uphill_has_no_ratio() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from diagnostics import sharpness, stability
 from diagnostics.curvature.operators import Hessian
 from probes import Monitor, Run, Sharpness
 from probes.probe import Moment
+from probes.sharpness import NO_EDGE
 from tests.probes.toy import Toy, Watch
 
 TIGHT = 1e-6
@@ -128,3 +130,33 @@ def test_the_record_says_how_and_how_well(toy: Toy, folder: Path) -> None:
     assert Run.open(folder).header["probes"] == [
         {"name": "sharpness", "settings": {"tol": 0.01, "cold_every": 10}, "schedule": "every 100 steps"}
     ]
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_schedule_that_ends_at_zero_leaves_sharpness_and_no_edge(
+    optimizer: type[torch.optim.Optimizer], folder: Path
+) -> None:
+    toy = Toy(optimizer, lr=0.02)
+    schedule = torch.optim.lr_scheduler.LambdaLR(toy.optimizer, lambda step: max(0.0, 1 - step / 4))
+    with Monitor(toy.model, toy.optimizer, toy.objective, out=folder, probes=[Sharpness()], every=1, budget=None):
+        for _ in range(6):
+            toy.step()
+            schedule.step()
+    run = Run.open(folder)
+    # The hooks see a step before the schedule moves on: 5 and 6 were taken at a rate of 0.
+    assert run.series("sharpness", "sharpness").steps.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    for name in ("ratio", "curvature", "threshold"):
+        series = run.series("sharpness", name)
+        assert series.steps.tolist()[-4:] == [1, 2, 3, 4], name
+        assert (series.values > 0).all()
+        assert all(math.isfinite(value) for value in series.values)
+    skipped = [(one.step, one.name, one.note) for one in run.records if one.status == "skipped" and one.step > 0]
+    assert skipped == [(5, "ratio", NO_EDGE), (6, "ratio", NO_EDGE)]
+
+
+def test_one_group_at_zero_beside_one_that_trains_has_an_edge() -> None:
+    toy = Toy(lr=0.1)
+    frozen = {"params": list(toy.model[0].parameters()), "lr": 0.0}
+    optimizer = torch.optim.SGD([frozen, {"params": list(toy.model[2].parameters())}], lr=0.1)
+    readings = {one.name: one for one in Sharpness().measure(Moment(1, toy.model, optimizer, toy.objective))}
+    assert readings["ratio"].status == "ok"

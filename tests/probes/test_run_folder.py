@@ -20,6 +20,7 @@ from diagnostics import DiagnosticsError, Estimate, Objective
 from probes import Monitor, Run
 from probes.probe import Moment, Reading
 from tests.probes.toy import Toy, Watch
+from tests.reference.optimizers import SAM
 
 KEYS = ["step", "time", "probe", "name", "layer", "value", "error", "status", "note", "array"]
 
@@ -128,6 +129,19 @@ def test_the_header_names_what_the_optimizer_does_not_hold(folder: Path) -> None
     optimizer = torch.optim.SGD(toy.model[2].parameters(), lr=0.1)
     Monitor(toy.model, optimizer, toy.objective, out=folder, probes=[])
     assert Run.open(folder).header["model"]["not_in_optimizer"] == ["0.weight"]
+
+
+def test_the_header_names_the_wrappers_of_the_optimizer_and_their_settings(folder: Path) -> None:
+    toy = Toy()
+    sam = SAM(toy.model.parameters(), torch.optim.SGD, rho=0.3, lr=0.1)
+    Monitor(toy.model, sam, toy.objective, out=folder / "sam", probes=[])
+    Monitor(toy.model, toy.optimizer, toy.objective, out=folder / "sgd", probes=[])
+    sam_header, plain = (Run.open(folder / name).header for name in ("sam", "sgd"))
+    assert sam_header["optimizer"]["class"] == "SAM around SGD"
+    assert sam_header["optimizer"]["wrappers"] == [{"class": "SAM", "rho": 0.3}]
+    assert sam_header["model"]["not_in_optimizer"] == []
+    assert plain["optimizer"]["class"] == "SGD"
+    assert "wrappers" not in plain["optimizer"]
 
 
 def test_the_header_counts_the_batch_normalisations_with_running_statistics(folder: Path) -> None:

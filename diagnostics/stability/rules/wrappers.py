@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -27,6 +28,8 @@ Wrapper = Callable[[StepRule, Group], StepRule]
 
 _INNER = ("optimizer", "base_optimizer", "_base_optimizer")
 _SHARPNESS_AWARE = ("SAM", "ASAM")
+_STEPS = ("lookahead_k", "la_steps", "_total_la_steps", "k")
+_SHARE = ("lookahead_alpha", "la_alpha", "alpha")
 
 
 def unwrap_optimizer(optimizer: Optimizer) -> Optimizer:
@@ -37,23 +40,59 @@ def unwrap_optimizer(optimizer: Optimizer) -> Optimizer:
 def wrapped_by(optimizer: Any) -> tuple[Optimizer, list[Wrapper]]:
     """The optimizer inside, and what the wrappers around it do to its rule, from the inside out."""
     wrappers: list[Wrapper] = []
-    passed: set[int] = set()
-    while id(optimizer) not in passed and (inner := _inside(optimizer)) is not None:
-        passed.add(id(optimizer))
-        name = type(optimizer).__name__
+    around, optimizer = _peeled(optimizer)
+    for wrapper in around:
+        name = type(wrapper).__name__
         if name in _SHARPNESS_AWARE:
-            wrappers.append(partial(_sharpness_aware, optimizer))
+            wrappers.append(partial(_sharpness_aware, wrapper))
         elif name == "Lookahead":
-            wrappers.append(partial(_lookahead, optimizer))
-        elif hasattr(optimizer, "base_optimizer") or "SAM" in name:
+            wrappers.append(partial(_lookahead, wrapper))
+        elif _of_unknown_effect(wrapper):
             wrappers.append(partial(_unknown, name))
-        optimizer = inner
     # Some, as schedule-free's wrapper, have all that an optimizer has and are of another class.
     if not (callable(getattr(optimizer, "step", None)) and hasattr(optimizer, "param_groups")):
         raise DiagnosticsError(
             "optimizer is not a torch optimizer", given=type(optimizer).__name__, expected="torch.optim.Optimizer"
         )
     return optimizer, wrappers[::-1]
+
+
+def wrappers_around(optimizer: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Class and settings of each wrapper that changes steps, from the outside in; one that only passes them on has no
+    say, and a setting that cannot be found is left out.
+
+    Example:
+        >>> import torch
+        >>> wrappers_around(torch.optim.SGD([torch.zeros(1)], lr=0.1))
+        []
+    """
+    found = []
+    for wrapper in _peeled(optimizer)[0]:
+        name = type(wrapper).__name__
+        known: dict[str, tuple[str, ...]] = {"rho": ("rho",)} if name in _SHARPNESS_AWARE else {}
+        if name == "Lookahead":
+            known = {"k": _STEPS, "alpha": _SHARE}
+        if known or _of_unknown_effect(wrapper):
+            group: Group = next(iter(getattr(wrapper, "param_groups", ())), {})
+            settings = {}
+            for setting, places in known.items():
+                with suppress(DiagnosticsError):
+                    settings[setting] = _setting(wrapper, group, *places)
+            found.append((name, settings))
+    return found
+
+
+def _peeled(optimizer: Any) -> tuple[list[Any], Any]:
+    """The wrappers from the outside in, and what is inside them."""
+    around: list[Any] = []
+    while all(optimizer is not one for one in around) and (inner := _inside(optimizer)) is not None:
+        around.append(optimizer)
+        optimizer = inner
+    return around, optimizer
+
+
+def _of_unknown_effect(wrapper: Any) -> bool:
+    return hasattr(wrapper, "base_optimizer") or "SAM" in type(wrapper).__name__
 
 
 def _inside(optimizer: Any) -> Optimizer | None:
@@ -107,9 +146,9 @@ def _sharpness_aware(wrapper: Any, rule: StepRule, group: Group) -> StepRule:
 
 
 def _lookahead(wrapper: Any, rule: StepRule, group: Group) -> StepRule:
-    taken = _setting(wrapper, group, "lookahead_k", "la_steps", "_total_la_steps", "k")
+    taken = _setting(wrapper, group, *_STEPS)
     steps = whole_number("k of Lookahead is not a number of steps", taken, "at least 1", 1)
-    kept = _setting(wrapper, group, "lookahead_alpha", "la_alpha", "alpha")
+    kept = _setting(wrapper, group, *_SHARE)
     share = real_number("α of Lookahead is out of range", kept, "above 0 and at most 1", lambda value: 0 < value <= 1)
     stretch = lookahead_stretch(rule.momentum, rule.lr * rule.decoupled_decay, steps, share)
     moved = "" if abs(stretch - 1) < 1e-6 else f" × {stretch:.4g}"
