@@ -16,7 +16,6 @@ from torch import Tensor
 
 from diagnostics import (
     DiagnosticsError,
-    Estimate,
     Hessian,
     Objective,
     critical_sharpness,
@@ -26,6 +25,7 @@ from diagnostics import (
 )
 from diagnostics.stability.trial_step import trial_step
 from probes.probe import Cost, Moment, Need, Reading
+from probes.readings import reading_of
 from probes.sharpness import NO_EDGE, stands_still
 
 NEXT_STEP = "along the step a copy of the optimizer takes with the objective's gradient"
@@ -96,11 +96,11 @@ class GradientCurvature:
     def _along_gradient(self, objective: Objective, hessian: Hessian) -> Iterator[Reading]:
         k = min(self.k, objective.num_parameters)
         measured = gradient_curvature(objective, k, hessian=hessian)
-        yield _reading("gradient_norm", measured.norm)
-        yield _reading("directional", measured.curvature)
-        yield _reading("alignment", measured.alignment)
+        yield reading_of("gradient_norm", measured.norm)
+        yield reading_of("directional", measured.curvature)
+        yield reading_of("alignment", measured.alignment)
         if measured.subspace_share is not None:
-            yield _reading("subspace_share", measured.subspace_share)
+            yield reading_of("subspace_share", measured.subspace_share)
 
     def _trace(self, moment: Moment, objective: Objective, hessian: Hessian) -> Iterator[Reading]:
         if moment.optimizer is None:
@@ -108,7 +108,7 @@ class GradientCurvature:
         if stands_still(moment.optimizer, objective):
             raise DiagnosticsError(NO_EDGE)
         products = self.trace_products
-        yield _reading(
+        yield reading_of(
             "trace_ratio",
             trace_ratio(objective, moment.optimizer, hessian=hessian, matvecs=products, seed=moment.step),
         )
@@ -116,14 +116,14 @@ class GradientCurvature:
 
 def _along_update(update: Tensor, along: str, objective: Objective, hessian: Hessian) -> Iterator[Reading]:
     measured = directional_sharpness(objective, update, hessian=hessian)
-    yield _reading("step_ratio", measured.ratio, along)
+    yield reading_of("step_ratio", measured.ratio, note=along)
 
 
 def _critical(moment: Moment, objective: Objective, update: Tensor, along: str) -> Iterator[Reading]:
     lr, note = _learning_rate(moment, objective)
     measured = critical_sharpness(objective, update / lr, lr=lr, max_evaluations=FORWARD_PASSES)
-    yield _reading("critical_sharpness", measured.value, along + note)
-    yield _reading("critical_lr", measured.lr, along + note)
+    yield reading_of("critical_sharpness", measured.value, note=along + note)
+    yield reading_of("critical_lr", measured.lr, note=along + note)
 
 
 def _update(moment: Moment, objective: Objective) -> tuple[Tensor, str]:
@@ -170,13 +170,6 @@ def _learning_rate(moment: Moment, objective: Objective) -> tuple[float, str]:
     if not 0 < lr < math.inf:
         raise DiagnosticsError("the learning rate is not positive", given=f"{lr:g}")
     return lr, f"; groups differ, in units of the largest rate {lr:g}" if len(rates) > 1 else ""
-
-
-def _reading(name: str, estimate: Estimate, note: str | None = None) -> Reading:
-    """A number with its error; one that is undetermined is none."""
-    if estimate.determined:
-        return Reading(name, estimate, note=note)
-    return Reading(name, None, note=f"undetermined: {estimate.how}", status="skipped")
 
 
 def _or_skipped(name: str, part: Callable[[], Iterable[Reading]]) -> Iterator[Reading]:
