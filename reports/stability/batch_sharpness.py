@@ -21,13 +21,10 @@ from reports.document import Figure
 from reports.finding import Finding
 from reports.stability.context import small_batch_edge
 from reports.stability.deciding import batch_size, deciding, ratios
-from reports.stability.edge_lines import lines_on_edge
+from reports.stability.edge_lines import end_of_log_axis, far_from_edge, lines_on_edge
 
 ID = "batch_sharpness/noise"
 CITATION = "Andreyev & Beneventano, arXiv 2412.20553"
-
-WILD = 5.0
-"""From this ratio on a linear axis shows nothing but the peak."""
 
 
 def read(run: Run) -> Chapter:
@@ -112,8 +109,10 @@ def _draw(curves: list[Line], low: Edge | None, canvas: Canvas) -> None:
     (axes,) = stacked(canvas, (1,))
     values = numpy.concatenate([curve.series.values for curve in curves])
     finite = values[numpy.isfinite(values)]
-    wild = len(finite) > 0 and finite.max() > WILD
+    wild = far_from_edge(values)
     shown = [Line(one.label, one.series, one.band and not wild, one.color) for one in curves]
     lines_on_edge(axes, shown, "over the edge", Edge(1.0, "edge of stability"), low=low, log=wild)
-    if not wild:
+    if wild:
+        end_of_log_axis(axes, values)
+    else:
         axes.set_ylim(bottom=min(0.0, float(finite.min())) if len(finite) else 0.0)

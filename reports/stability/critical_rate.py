@@ -30,6 +30,8 @@ ABOVE = 1.15
 """Over several checks; one alone may be a swing about the critical rate."""
 FAR_ABOVE = 2.0
 """For fewer checks, where a swing cannot be told from a state."""
+FALLS = 0.98
+"""A loss that has come below this share of what it was over the same checks is falling."""
 UPHILL = "does not fall along"
 """How the measurement says that there is no critical rate, because the loss rises from the start."""
 
@@ -65,6 +67,7 @@ def critical_rate(run: Run) -> list[Finding]:
             of_late = float(numpy.median(over))
             # Where most checks lead uphill the others are a selection that says nothing of a usual step.
             beyond = of_late > ABOVE if len(over) >= FEW else of_late > FAR_ABOVE and not rising
+            beyond = beyond and not _falling(run, recent)
             claim = "A step raises the loss: the" if beyond else "The"
             claim += f" learning rate is {of_late:.2g} times the critical one"
             if len(over) < 2:
@@ -109,6 +112,13 @@ def _meaning(beyond: bool, rising: int) -> str:
             "there, and what is gained is gained over many of them."
         )
     return text + "Below it each step helps."
+
+
+def _falling(run: Run, steps: list[int]) -> bool:
+    """Whether the loss falls all the same: under mini-batches single steps lead astray, and many of them do not."""
+    loss = run.series("sharpness", "loss")
+    over = loss.values[(loss.steps >= steps[0]) & (loss.steps <= steps[-1])]
+    return bool(len(over) > 1 and over[-1] < FALLS * over[0])
 
 
 def _uphill(run: Run) -> set[int]:

@@ -33,6 +33,25 @@ def lines_on_edge(
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
 
 
+FAR = (0.2, 5.0)
+"""With the highest ratio outside of these a linear axis shows a flat line, at its bottom or at the edge."""
+
+SHOWN = 1e-3
+"""A log axis of ratios ends at so much of the highest: below it is a schedule at its end."""
+
+
+def far_from_edge(ratios: numpy.ndarray) -> bool:
+    """Whether ratios to the edge need a log axis."""
+    finite = ratios[numpy.isfinite(ratios)]
+    return bool(len(finite) > 0 and finite.min() > 0 and not FAR[0] <= finite.max() <= FAR[1])
+
+
+def end_of_log_axis(axes: Axes, ratios: numpy.ndarray) -> None:
+    """Leave out what is far below the highest ratio."""
+    finite = ratios[numpy.isfinite(ratios)]
+    axes.set_ylim(bottom=max(0.7 * float(finite.min()), SHOWN * float(finite.max())))
+
+
 def wide(curves: Sequence[Line]) -> bool:
     """Whether a log axis is needed: the curves span more than a linear one shows, and all are positive."""
     values = numpy.concatenate([curve.series.values for curve in curves]) if curves else numpy.empty(0)

@@ -16,6 +16,7 @@ from reports.charts import Edge, Line, lines, stacked
 from reports.document import Figure
 from reports.finding import Finding
 from reports.stability.deciding import ratios, realised
+from reports.stability.edge_lines import end_of_log_axis, far_from_edge
 from reports.stability.verdict import CITATION, verdict
 from reports.stability.warm_up import warm_up
 
@@ -119,9 +120,11 @@ def _finite(series: Series) -> Series:
 def _draw_ratio(ratio: Series, loss: Series, name: str, at_one: str, canvas: Canvas) -> None:
     top, bottom = stacked(canvas, (3, 2))
     finite = ratio.values[numpy.isfinite(ratio.values)]
-    wild = len(finite) > 0 and finite.max() > 5.0
+    wild = far_from_edge(ratio.values)
     lines(top, [Line("ratio", ratio, band=not wild)], name, edge=Edge(1.0, at_one), log=wild)
-    if not wild:
+    if wild:
+        end_of_log_axis(top, ratio.values)
+    else:
         top.set_ylim(bottom=min(0.0, float(finite.min())) if len(finite) else 0.0)
     lines(bottom, [Line("loss", loss, color=palette.SERIES[1])], "loss", log=True)
 

@@ -44,6 +44,14 @@ def test_a_healthy_rate_is_not(rates: list[float], lr: list[float]) -> None:
     assert critical({CRITICAL: rates, LR: lr}).level == "ok"
 
 
+def test_a_rate_above_the_critical_one_is_no_fault_while_the_loss_falls() -> None:
+    """Momentum carries the noise of mini-batches: single steps lead astray, and many of them do not."""
+    steady = {CRITICAL: [0.05] * 6, LR: [0.1] * 6}
+    falling = critical({**steady, ("sharpness", "loss"): [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]})
+    standing = critical({**steady, ("sharpness", "loss"): [1.0, 0.5, 0.5, 0.5, 0.5, 0.5]})
+    assert (falling.level, standing.level) == ("ok", "warn")
+
+
 def test_a_single_check_far_above_is_enough_and_a_schedule_that_ended_is_left_out() -> None:
     assert critical({CRITICAL: [0.02], LR: [0.1]}).level == "warn"
     ended = critical({CRITICAL: [0.05] * 8, LR: [0.1, 0.1, 0.1, 0.1, 1e-4, 1e-4, 1e-4, 1e-4]})
