@@ -50,7 +50,7 @@ def critical_rate(run: Run) -> list[Finding]:
     over = lr.values[kept] / critical.values[kept]
     over = over[numpy.isfinite(over)]
     last = run.last("gradient_curvature", "critical_lr")
-    beyond = False
+    beyond = astray = False
     value: Estimate | None = None
     if not kept.any() or last is None or last.value is None:
         claim = f"The next step would raise the loss at any rate, at {rising} of the last "
@@ -67,7 +67,8 @@ def critical_rate(run: Run) -> list[Finding]:
             of_late = float(numpy.median(over))
             # Where most checks lead uphill the others are a selection that says nothing of a usual step.
             beyond = of_late > ABOVE if len(over) >= FEW else of_late > FAR_ABOVE and not rising
-            beyond = beyond and not _falling(run, recent)
+            astray = beyond and _falling(run, recent)
+            beyond = beyond and not astray
             claim = "A step raises the loss: the" if beyond else "The"
             claim += f" learning rate is {of_late:.2g} times the critical one"
             if len(over) < 2:
@@ -84,7 +85,7 @@ def critical_rate(run: Run) -> list[Finding]:
             claim=claim + ".",
             value=value,
             threshold=f"above {ABOVE:g} times it over the last checks is reported ({FAR_ABOVE:g} for fewer than {FEW})",
-            meaning=_meaning(beyond, rising),
+            meaning=_meaning(beyond, rising, astray),
             advice=(
                 "Lower the learning rate by that factor: it is the most that such an update carries.",
                 "Start with a warm-up, or lengthen it, if it happened early; lower momentum if updates point away "
@@ -99,13 +100,15 @@ def critical_rate(run: Run) -> list[Finding]:
     ]
 
 
-def _meaning(beyond: bool, rising: int) -> str:
+def _meaning(beyond: bool, rising: int, astray: bool) -> str:
     text = (
         "The critical rate is the smallest at which the next step, with the gradient of the whole objective, would "
         "raise the loss. "
     )
     if beyond:
         return text + "Beyond it progress has to come from steps that cancel, which costs time at best."
+    if astray:
+        return text + "Single steps are beyond it here, and the loss falls over many of them: no fault."
     if rising:
         return (
             text + "There is none where the step leads uphill: momentum or the noise of former steps carries it "
