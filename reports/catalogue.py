@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from probes.run import Run
-from reports import training, units, weights
+from reports import noise, training, units, weights
 from reports.chapter import Chapter
 from reports.learning_rate import chapter as learning_rate
 from reports.spectrum import chapter as spectrum
@@ -27,6 +27,7 @@ CHAPTERS: dict[str, Callable[[Run], Chapter]] = {
     "gradient_flow": gradient_flow.read,
     "batch_ladder": batch_ladder.read,
     "ascent": ascent.read,
+    "noise_scale": noise.read,
     "spectrum": spectrum.read,
     "learning_rate": learning_rate.read,
     "units": units.read,

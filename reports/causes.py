@@ -14,6 +14,7 @@ _CURVATURE = (
     "ascent/",
     "batch_ladder/",
     "gradient_flow/",
+    "noise_scale/",
 )
 
 CONSEQUENCES: dict[str, tuple[str, ...]] = {

@@ -1,0 +1,1 @@
+"""Gradient noise: how the gradients of single examples differ."""

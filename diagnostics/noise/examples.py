@@ -1,0 +1,117 @@
+"""Which part of a batch is one example, and what share of the batch's loss it is.
+
+An example is a row along the leading dimension of a batch: for a language model a sequence, not a token. Its gradient
+is scaled such that the mean over all examples is ∇L: g_i = N w_b s_i ∇ℓ_i, with ℓ_i the loss of the example alone,
+w_b the weight of its batch, and s_i its share there: its part of the loss terms, or 1 where the loss is a sum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from diagnostics.errors import DiagnosticsError
+from diagnostics.forms import Batch, PairForm
+from diagnostics.loss_terms import as_module, is_stock, leading_dimension, reduction
+from diagnostics.noise.contributions import squares_of
+from diagnostics.objective import Objective
+
+AGREEMENT = 1e-3
+"""How far gradients that ought to be equal may be apart, relative to their size: rounding in float32 is far below, a
+mean taken for a sum or batch statistics far above."""
+
+
+def agreement(objective: Objective) -> float:
+    """The same, for the precision of the model."""
+    return max(AGREEMENT, 8.0 * torch.finfo(objective.space.dtype).eps)
+
+
+def rows(batch: Batch, places: Sequence[int]) -> Batch:
+    """Some examples of a batch."""
+    length = int(leading_dimension(batch))
+    chosen = torch.tensor(places)
+
+    def part(leaf: object) -> object:
+        if isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == length:
+            return leaf.index_select(0, chosen.to(leaf.device))
+        return leaf
+
+    return tree_map(part, batch)
+
+
+def some(objective: Objective, index: int, groups: Sequence[Sequence[int]]) -> Objective:
+    """An Objective with one batch for each group of examples of a batch."""
+    pieces = [rows(objective.batches[index], places) for places in groups]
+    counts = [objective.count_terms(piece) for piece in pieces]
+    return objective.rebatched(pieces, [1.0] * len(pieces), counts, [(index, places[0]) for places in groups])
+
+
+def lengths(objective: Objective) -> list[int]:
+    """How many examples each batch holds."""
+    return [int(leading_dimension(batch)) for batch in objective.batches]
+
+
+def known_sum(objective: Objective) -> bool | None:
+    """Whether a loss adds its examples up in place of averaging them; None where only its values can tell."""
+    form = objective.form
+    if isinstance(form, PairForm) and is_stock(as_module(form.criterion)):
+        return reduction(form.criterion) == "sum"
+    return None
+
+
+def shares(counts: Sequence[float], summed: bool) -> list[float]:
+    """s_i of each example."""
+    total = sum(counts)
+    return [0.0 if not count else 1.0 if summed else count / total for count in counts]
+
+
+def adds_up(objective: Objective, whole: Tensor, parts: Sequence[Tensor], counts: Sequence[float], what: str) -> bool:
+    """Whether a gradient (P,) is the sum of its examples' gradients; it is their weighted mean otherwise.
+
+    Raises:
+        DiagnosticsError: it is neither, or not finite.
+    """
+    if not all(math.isfinite(square(part)) for part in (whole, *parts)):
+        raise DiagnosticsError("the gradient of an example is not finite", expected="finite parameters and data")
+    known = known_sum(objective)
+    for summed in (False, True) if known is None else (known,):
+        weights = shares(counts, summed)
+        size, off = 0.0, whole
+        for weight, part in zip(weights, parts, strict=True):
+            size += weight * square(part) ** 0.5
+            off = off - weight * part
+        if square(off) <= (agreement(objective) * size) ** 2:
+            return summed
+    raise DiagnosticsError(
+        "the gradient of a batch is not the mean of its examples' gradients",
+        given=f"{what}, in {objective.mode} mode",
+        expected="a loss that is a mean or a sum over examples, each by itself",
+        attempt="mode='eval' if dropout is the reason, terms= in Objective.from_loss if examples count differently",
+    )
+
+
+def square(part: Tensor) -> float:
+    """‖part‖², in float64."""
+    return float(squares_of(part.reshape(1, -1)))
+
+
+def require_uncoupled(objective: Objective) -> None:
+    """Refuse a model whose normalisation mixes the examples of a batch.
+
+    Raises:
+        DiagnosticsError: there is batch normalisation that takes its statistics from the batch.
+    """
+    for name, module in objective.model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
+            objective.mode == "train" or module.running_mean is None
+        ):
+            raise DiagnosticsError(
+                "examples have no gradients of their own: batch normalisation couples the examples of a batch",
+                given=f"module {name!r} ({type(module).__name__}) with the statistics of the batch itself",
+                expected="a loss that is a mean over examples, each by itself",
+                attempt="Objective(..., mode='eval')",
+            )

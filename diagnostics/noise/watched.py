@@ -1,0 +1,183 @@
+"""One batch, its loss and its gradients once, with every use of a parameter recorded on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diagnostics.errors import DiagnosticsError
+from diagnostics.noise.contributions import Contribution, Convolved, Direct, Lookup, Outer, joined, materialised
+from diagnostics.noise.layouts import Layout
+from diagnostics.noise.operations import Call, Unknown, contribution
+from diagnostics.noise.recording import Recording, Use
+from diagnostics.objective import Objective
+from diagnostics.reentrant import reentrant_checkpoints_refused
+
+Places = tuple[Layout, tuple[Layout | None, ...]]
+"""Where the examples are in the output of a use, and in each of its tensors."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A batch that was run and differentiated.
+
+    Attributes:
+        recording: every use of a parameter.
+        gradients: at the output of each use; None where it does not reach the loss.
+        leaf_gradients: of the loss in the parameters, by name; None where it does not depend on one.
+        loss: ℓ_b.
+    """
+
+    recording: Recording
+    gradients: tuple[Tensor | None, ...]
+    leaf_gradients: Mapping[str, Tensor | None]
+    loss: float
+
+    @property
+    def sequence(self) -> tuple[str, ...]:
+        """The keys of all uses, in order."""
+        return tuple(use.key for use in self.recording.uses)
+
+    def reaching(self, name: str) -> list[tuple[Use, str, Tensor]]:
+        """Uses of a parameter and of what is derived from it, with the name of the value used, and the gradient."""
+        return [
+            (use, value, gradient)
+            for use, gradient in zip(self.recording.uses, self.gradients, strict=True)
+            if gradient is not None
+            for value, _ in use.operands
+            if name in self.recording.roots[value]
+        ]
+
+    def contributions(self, name: str, places: Mapping[str, Places], count: int) -> list[Contribution]:
+        """What the uses of a parameter add to the gradients of the examples.
+
+        Raises:
+            Unknown: an operation among them is not known.
+        """
+        found: dict[str, list[Contribution]] = {}
+        for use, value, gradient in self.reaching(name):
+            found.setdefault(value, []).append(contribution(self._call(use, value, gradient, places, count)))
+        leaf = self.recording.values[name]
+        result: list[Contribution] = []
+        for value, some in found.items():
+            result += some if value == name else _pulled_back(self.recording.values[value], leaf, joined(some))
+        return joined(result)
+
+    def _call(self, use: Use, value: str, gradient: Tensor, places: Mapping[str, Places], count: int) -> Call:
+        if use.key not in places:
+            raise Unknown
+        layout, inside = places[use.key]
+        tensors = use.tensors()
+        if len(tensors) != len(inside) or not layout.fits(use.output, count):
+            raise Unknown
+        layouts = {}
+        for tensor, one in zip(tensors, inside, strict=True):
+            if one is not None:
+                if not one.fits(tensor.shape, count):
+                    raise Unknown
+                layouts[id(tensor)] = one
+        dense = gradient.to_dense() if gradient.is_sparse else gradient
+        return Call(use, self.recording.values[value], dense, layout, layouts)
+
+
+def watch(
+    objective: Objective,
+    index: int,
+    derived: Iterable[str],
+    scale: float = 1.0,
+    unwanted: frozenset[str] = frozenset(),
+) -> Watched:
+    """Forward and backward of a batch. To be called inside ``quiet``.
+
+    Args:
+        objective: the whole.
+        index: which batch.
+        derived: operations on parameters alone.
+        scale: what the loss is multiplied by.
+        unwanted: parameters whose gradients are not needed: a third of the work for all of them.
+    """
+    leaves = _leaves(objective)
+    values = list(leaves.values())
+    # What reaches the loss around the model, as in a closure over its parameters, would pass for a constant.
+    live = [tensor for tensor in objective.space.tensors if tensor.requires_grad]
+
+    asked = {name: value for name, value in leaves.items() if name not in unwanted}
+
+    def differentiated() -> Watched:
+        with Recording(leaves, derived) as recording:
+            loss = objective.batch_loss(index, values)
+        edges = [use.edge for use in recording.uses]
+        found: list[Tensor | None] = [None] * (len(edges) + len(asked) + len(live))
+        if loss.requires_grad:
+            # What was derived from parameters is differentiated again, once for each example.
+            kept = len(recording.values) > len(values)
+            wanted = [*edges, *asked.values(), *live]
+            found = list(torch.autograd.grad(scale * loss, wanted, allow_unused=True, retain_graph=kept))
+        at_outputs, parts = found[: len(edges)], found[len(edges) : len(edges) + len(asked)]
+        if any(part is not None for part in found[len(edges) + len(asked) :]):
+            raise DiagnosticsError(
+                "the loss reaches the model's parameters other than through the model it is handed",
+                expected="a loss computed from the model that is handed in",
+                attempt="model.parameters() inside loss_fn, of the model that loss_fn is given",
+            )
+        return Watched(recording, tuple(at_outputs), dict(zip(asked, parts, strict=True)), float(loss.detach()))
+
+    with reentrant_checkpoints_refused():
+        return objective.placed(values, differentiated)
+
+
+def gradients(objective: Objective, index: int | None) -> dict[str, Tensor]:
+    """The gradients of a batch by parameter, zero where its loss does not reach; all zero for no batch."""
+    leaves = _leaves(objective)
+    values = list(leaves.values())
+
+    def differentiated() -> list[Tensor | None]:
+        assert index is not None
+        loss = objective.batch_loss(index, values)
+        return (
+            list(torch.autograd.grad(loss, values, allow_unused=True)) if loss.requires_grad else [None] * len(values)
+        )
+
+    parts = [None] * len(values) if index is None else objective.placed(values, differentiated)
+    return dense(leaves, dict(zip(leaves, parts, strict=True)))
+
+
+def dense(leaves: Mapping[str, Tensor], parts: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    """Gradients by parameter with zeros for those that are missing."""
+    return {
+        name: torch.zeros_like(leaf) if (part := parts[name]) is None else part.to_dense() if part.is_sparse else part
+        for name, leaf in leaves.items()
+    }
+
+
+def _leaves(objective: Objective) -> dict[str, Tensor]:
+    values = objective.space.values()
+    return {name: value.requires_grad_() for name, value in zip(objective.space.names, values, strict=True)}
+
+
+def _pulled_back(value: Tensor, leaf: Tensor, contributions: list[Contribution]) -> list[Contribution]:
+    """Contributions to what was derived from a parameter, as contributions to the parameter."""
+    if value.ndim == leaf.ndim == 2 and value.data_ptr() == leaf.data_ptr() and value.numel() == leaf.numel():
+        if value.stride() == leaf.stride():
+            return contributions
+        if value.stride() == leaf.stride()[::-1] and not any(isinstance(one, Lookup) for one in contributions):
+            return [_turned(one, value) for one in contributions]
+    rows = materialised(contributions, value.numel())
+    pulled = []
+    for row in rows:
+        (part,) = torch.autograd.grad(value, leaf, row.view(value.shape), retain_graph=True, allow_unused=True)
+        dense = torch.zeros_like(leaf) if part is None else part.to_dense() if part.is_sparse else part
+        pulled.append(dense.flatten())
+    return [Direct(torch.stack(pulled))]
+
+
+def _turned(one: Contribution, value: Tensor) -> Contribution:
+    """A contribution to a matrix as one to its transpose."""
+    if isinstance(one, Outer | Convolved):
+        made = one if isinstance(one, Outer) else one.outer()
+        return Outer(made.right, made.left)
+    assert isinstance(one, Direct)
+    return Direct(one.gradients.view(-1, *value.shape).mT.flatten(1))

@@ -1,0 +1,117 @@
+"""Reading the gradient noise scale: whether batches are small or large for the noise in their gradients.
+
+Far below the noise scale a gradient is mostly noise, and twice the batch saves half of the steps; far above it, it is
+mostly signal, and more examples per step buy next to nothing (arXiv 1812.06162). The scale grows while the loss falls.
+It is a proxy of the critical batch size, which was seen to differ from it (arXiv 2505.23971), so nothing is alleged.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy
+from matplotlib.figure import Figure as Canvas
+
+from diagnostics.estimate import Estimate, format_value
+from probes.run import Run
+from probes.run.reader import Series
+from reports import palette
+from reports.chapter import Chapter, method_of, reason_missing, step_table, unmeasured
+from reports.charts import Edge, Line, lines, stacked
+from reports.document import Figure
+from reports.finding import Finding
+
+ID = "noise_scale/batch"
+CITATION = "McCandlish et al., arXiv 1812.06162; Merrill et al., arXiv 2505.23971"
+
+APART = 10.0
+"""A batch this many times smaller or larger than the noise scale is far from it, errors allowed for."""
+
+_UNDETERMINED = (
+    "More examples in the Objective: the noise is told from the signal only where there are about as many as the noise "
+    "scale.",
+)
+
+
+def read(run: Run) -> Chapter:
+    """Finding and figure about gradient noise."""
+    simple, weighted = run.series("noise_scale", "simple"), run.series("noise_scale", "hessian")
+    return Chapter(tuple(_finding(run)), tuple(_figure(run, simple, weighted)))
+
+
+def _finding(run: Run) -> list[Finding]:
+    last = run.last("noise_scale", "simple")
+    if last is None or last.value is None:
+        reason = reason_missing(run, "noise_scale")
+        return [] if reason is None else [unmeasured(ID, "The gradient noise scale", reason, _UNDETERMINED, CITATION)]
+    claim = f"The gradient noise scale is {format_value(last.value, last.error)} examples at step {last.step}"
+    weighted = run.last("noise_scale", "hessian")
+    if weighted is not None and weighted.value is not None and weighted.step == last.step:
+        claim += f" ({format_value(weighted.value, weighted.error)} weighted by curvature)"
+    first = run.series("noise_scale", "simple")
+    if len(first) > 1:
+        claim += f", {'up' if last.value > first.values[0] else 'down'} from {first.values[0]:.3g}"
+    batch = run.last("noise_scale", "batch_size")
+    said, meaning = _against(batch.value if batch else None, last.value, 1.96 * (last.error or 0.0))
+    return [
+        Finding(
+            id=ID,
+            level="ok",
+            claim=f"{claim}{said}.",
+            value=Estimate(last.value, last.error or 0.0, "standard error", method_of(last)),
+            threshold="",
+            meaning=f"{meaning} A proxy for the critical batch size, which was seen to differ from it.",
+            advice=(),
+            evidence=("noise-scale",) if len(first) > 1 else (),
+            method=method_of(last),
+            citation=CITATION,
+        )
+    ]
+
+
+def _against(batch: float | None, scale: float, reach: float) -> tuple[str, str]:
+    """The claim's second half, and its meaning."""
+    if batch is None:
+        return "", "Gradients of fewer examples than this are mostly noise, of more mostly signal."
+    if APART * batch < scale - reach:
+        return f"; batches of {batch:g} are far below it", (
+            "Each gradient is mostly noise. That costs no examples: batches up to this size save steps in the same "
+            "proportion, if the learning rate is raised along."
+        )
+    if batch > APART * (scale + reach):
+        return f"; batches of {batch:g} are far above it", (
+            "Each gradient is mostly signal: smaller batches would take about as many steps, with fewer examples. "
+            "Early in training that is usual, for the noise scale grows as the loss falls."
+        )
+    if not 1 / APART < scale / batch < APART:
+        return f"; whether batches of {batch:g} are far from it is not certain", (
+            "The error reaches to where they are of its order. More examples in the Objective would tell."
+        )
+    return f"; batches of {batch:g} are of its order", "Steps and examples are both used well at such a size."
+
+
+def _figure(run: Run, simple: Series, weighted: Series) -> list[Figure]:
+    if len(simple) < 2:
+        return []
+    curves = [Line("B_simple", simple, band=True)]
+    if len(weighted) > 1:
+        curves.append(Line("B_noise", weighted, color=palette.SERIES[1]))
+    batch = run.last("noise_scale", "batch_size")
+    return [
+        Figure(
+            id="noise-scale",
+            title="Gradient noise scale",
+            caption="In examples, log scale. B_simple is tr Σ/|G|², with one standard error; B_noise weighs both "
+            "by curvature." + (" Dashed: the batch in use." if batch else ""),
+            alt=f"Gradient noise scale over steps {simple.steps[0]} to {simple.steps[-1]}, from {simple.values[0]:.3g} "
+            f"to {simple.values[-1]:.3g} examples.",
+            draw=partial(_draw, curves, None if batch is None else batch.value),
+            table=step_table(tuple(curve.label for curve in curves), [curve.series for curve in curves]),
+        )
+    ]
+
+
+def _draw(curves: list[Line], batch: float | None, canvas: Canvas) -> None:
+    (axes,) = stacked(canvas, (1,))
+    positive = all(bool((one.series.values[numpy.isfinite(one.series.values)] > 0).all()) for one in curves)
+    lines(axes, curves, "examples", log=positive, edge=None if batch is None else Edge(batch, "batch"))

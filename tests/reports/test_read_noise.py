@@ -1,0 +1,54 @@
+"""The noise scale is held against the batch in use, errors allowed for, and alleges nothing."""
+
+from __future__ import annotations
+
+import pytest
+from matplotlib.figure import Figure as Canvas
+from runs import run_of
+
+from probes.run import Record, Run
+from reports import noise
+
+SIMPLE, WEIGHTED, BATCH = (("noise_scale", name) for name in ("simple", "hessian", "batch_size"))
+
+
+@pytest.mark.parametrize(
+    ("scale", "error", "batch", "said"),
+    [
+        (1000.0, 50.0, 32.0, "batches of 32 are far below it"),
+        (
+            1000.0,
+            400.0,
+            32.0,
+            "whether batches of 32 are far from it is not certain",
+        ),  # the error reaches within ten times
+        (20.0, 2.0, 512.0, "batches of 512 are far above it"),
+        (100.0, 10.0, 64.0, "of its order"),
+    ],
+)
+def test_the_batch_is_held_against_it(scale: float, error: float, batch: float, said: str) -> None:
+    (finding,) = noise.read(run_of({SIMPLE: [scale], BATCH: [batch]}, error=error)).findings
+    assert (finding.id, finding.level) == ("noise_scale/batch", "ok")
+    assert said in finding.claim
+    assert "proxy" in finding.meaning
+    assert finding.advice == ()
+
+
+def test_without_a_batch_the_scale_is_told_with_where_it_came_from() -> None:
+    chapter = noise.read(run_of({SIMPLE: [10.0, 40.0], WEIGHTED: [12.0, 30.0]}, error=2.0))
+    (finding,) = chapter.findings
+    assert finding.claim.startswith("The gradient noise scale is 40 ± 2 examples at step 10 (30 ± 2 weighted by")
+    assert "up from 10" in finding.claim
+    (figure,) = chapter.figures
+    figure.draw(Canvas())
+    assert [str(row[0]) for row in figure.table.rows] == ["0", "10"]
+
+
+def test_what_is_undetermined_says_why_and_nobody_asked_means_nothing() -> None:
+    note = "undetermined: the interval of |G|² reaches zero"
+    record = Record(step=0, time=0.0, probe="noise_scale", name="simple", status="skipped", note=note)
+    (finding,) = noise.read(Run({}, [record])).findings
+    assert finding.level == "unmeasured"
+    assert "reaches zero" in finding.claim + finding.meaning
+    assert finding.advice
+    assert noise.read(Run({}, [])).findings == ()
