@@ -36,6 +36,9 @@ def lines_on_edge(
 FAR = (0.2, 5.0)
 """With the highest ratio outside of these a linear axis shows a flat line, at its bottom or at the edge."""
 
+LEAST = 1e-30
+"""Ratios below this, or above its inverse, are no ratios of a run."""
+
 SHOWN = 1e-3
 """A log axis of ratios ends at so much of the highest: below it is a schedule at its end."""
 
@@ -43,7 +46,10 @@ SHOWN = 1e-3
 def far_from_edge(ratios: numpy.ndarray) -> bool:
     """Whether ratios to the edge need a log axis."""
     finite = ratios[numpy.isfinite(ratios)]
-    return bool(len(finite) > 0 and finite.min() > 0 and not FAR[0] <= finite.max() <= FAR[1])
+    if not len(finite) or finite.min() <= 0 or FAR[0] <= finite.max() <= FAR[1]:
+        return False
+    # Ticks of ratios that no run has, one to its square, would leave no room for the curve.
+    return bool(LEAST < finite.max() < 1 / LEAST)
 
 
 def end_of_log_axis(axes: Axes, ratios: numpy.ndarray) -> None:
