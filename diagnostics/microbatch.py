@@ -15,14 +15,15 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from diagnostics.batch_coupling import coupling_of
 from diagnostics.errors import DiagnosticsError
 from diagnostics.forms import Batch, PairForm
 from diagnostics.loss_terms import as_module, is_stock, leading_dimension, reduction
 from diagnostics.objective import Objective
-from diagnostics.quiet import Mode, quiet
+from diagnostics.quiet import quiet
 
 MOVES = (0.1, 1.0)
 """How far θ is moved, relative to its size: the second if the first shows no difference between a mean and a sum."""
@@ -43,7 +44,7 @@ def in_microbatches(objective: Objective, size: int) -> Objective:
     """
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise DiagnosticsError("microbatch is not a number of examples", given=repr(size), expected="at least 1")
-    _require_uncoupled(objective.model, objective.mode)
+    _require_uncoupled(objective)
     values = objective.space.values()
 
     @cache
@@ -162,15 +163,14 @@ def _moved(values: Sequence[Tensor], distance: float) -> list[Tensor]:
     return [value + step(value) * torch.randn(value.shape, generator=generator).to(value) for value in values]
 
 
-def _require_uncoupled(model: nn.Module, mode: Mode) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (mode == "train" or module.running_mean is None):
-            raise DiagnosticsError(
-                "microbatch would change the loss: batch normalisation couples the examples of a batch",
-                given=f"module {name!r} ({type(module).__name__}) with the statistics of the batch itself",
-                expected="a loss that is a mean over examples, each by itself",
-                attempt="Objective(..., mode='eval'), or smaller batches to begin with",
-            )
+def _require_uncoupled(objective: Objective) -> None:
+    if (coupling := coupling_of(objective)) is not None:
+        raise DiagnosticsError(
+            "microbatch would change the loss: batch normalisation couples the examples of a batch",
+            given=coupling,
+            expected="a loss that is a mean over examples, each by itself",
+            attempt="Objective(..., mode='eval'), or smaller batches to begin with",
+        )
 
 
 def _chunks(batch: Batch, size: int) -> list[Batch]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from diagnostics import DiagnosticsError, ascent_sharpness
-from diagnostics.stability.arguments import real_number
+from diagnostics.arguments import real_number
 from probes.probe import Cost, Moment, Need, Reading
 from probes.readings import reading_of
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from diagnostics import DiagnosticsError, batch_ladder
-from diagnostics.stability.arguments import whole_number
+from diagnostics.arguments import whole_number
 from probes.probe import Cost, Moment, Need, Reading
 from probes.readings import reading_of
 from probes.schedule import FIRST_AND_LAST

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch.optim import Optimizer
 
 from diagnostics import DiagnosticsError, gradient_flow_sharpness, threshold
-from diagnostics.stability.arguments import whole_number
+from diagnostics.arguments import whole_number
 from diagnostics.stability.gradient_flow import STEP_COST
 from probes.probe import Cost, Moment, Need, Reading
 from probes.readings import reading_of

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from diagnostics import DiagnosticsError, noise_scale
-from diagnostics.stability.arguments import whole_number
+from diagnostics.arguments import whole_number
 from probes.probe import Cost, Moment, Need, Reading
 from probes.readings import reading_of
 

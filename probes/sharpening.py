@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch.optim import Optimizer
 
 from diagnostics import DiagnosticsError, sharpening_rate, threshold
-from diagnostics.stability.arguments import real_number
+from diagnostics.arguments import real_number
 from probes.probe import Cost, Moment, Need, Reading
 from probes.readings import reading_of
 

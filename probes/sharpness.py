@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from diagnostics import DiagnosticsError, Hessian, Objective, sharpness, stability
-from diagnostics.stability.arguments import real_number, whole_number
+from diagnostics.arguments import real_number, whole_number
 from diagnostics.stability.rules import unwrap_optimizer
 from diagnostics.stability.sharpness import NEAR
 from probes.probe import Cost, Moment, Need, Reading

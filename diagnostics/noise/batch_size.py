@@ -22,10 +22,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from diagnostics.arguments import real_number
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate
 from diagnostics.noise.estimators import GradientNoise
-from diagnostics.stability.arguments import real_number
 
 Law = Literal["sgd", "adam"]
 

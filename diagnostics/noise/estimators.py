@@ -25,9 +25,9 @@ import numpy
 from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
+from diagnostics.averages import Draws, quotient, tail_warning
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, exact
-from diagnostics.stability.averages import Draws, quotient, tail_warning
 
 ROUNDING = 0.05
 """By how much the norm of a mean may exceed the mean of norms: half precision, and no more."""

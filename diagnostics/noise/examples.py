@@ -11,9 +11,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from diagnostics.batch_coupling import coupling_of
 from diagnostics.errors import DiagnosticsError
 from diagnostics.forms import Batch, PairForm
 from diagnostics.loss_terms import as_module, is_stock, leading_dimension, reduction
@@ -105,13 +106,10 @@ def require_uncoupled(objective: Objective) -> None:
     Raises:
         DiagnosticsError: there is batch normalisation that takes its statistics from the batch.
     """
-    for name, module in objective.model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
-            objective.mode == "train" or module.running_mean is None
-        ):
-            raise DiagnosticsError(
-                "examples have no gradients of their own: batch normalisation couples the examples of a batch",
-                given=f"module {name!r} ({type(module).__name__}) with the statistics of the batch itself",
-                expected="a loss that is a mean over examples, each by itself",
-                attempt="Objective(..., mode='eval')",
-            )
+    if (coupling := coupling_of(objective)) is not None:
+        raise DiagnosticsError(
+            "examples have no gradients of their own: batch normalisation couples the examples of a batch",
+            given=coupling,
+            expected="a loss that is a mean over examples, each by itself",
+            attempt="Objective(..., mode='eval')",
+        )

@@ -25,18 +25,18 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
+from diagnostics.arguments import hessian_of, require_finite_loss, require_objective, whole_number
+from diagnostics.averages import mean
 from diagnostics.curvature.draws import random_stream
 from diagnostics.curvature.operators import Hessian
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate
 from diagnostics.loss_terms import leading_dimension
+from diagnostics.minibatches import Minibatches
 from diagnostics.noise.estimators import GradientNoise
 from diagnostics.noise.examples import lengths, rows
 from diagnostics.noise.per_example import per_example_gradient_dots, per_example_gradient_norms
 from diagnostics.objective import Objective
-from diagnostics.stability.arguments import hessian_of, require_finite_loss, require_objective, whole_number
-from diagnostics.stability.averages import mean
-from diagnostics.stability.minibatches import Minibatches
 
 
 @dataclass(frozen=True, repr=False)

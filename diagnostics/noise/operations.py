@@ -1,6 +1,6 @@
 """What each known operation adds to the gradients of single examples, from its input and the gradient at its output.
 
-An operation that is not in the table, or is called in a way that is not foreseen, is ``Unknown``: the parameters in it
+An operation that is not in the table, or is called in a way that is not foreseen, is unknown: the parameters in it
 are measured example by example.
 """
 
@@ -21,7 +21,7 @@ from diagnostics.noise.recording import Use
 from diagnostics.noise.windows import padding_of, tuple_of
 
 
-class Unknown(Exception):  # noqa: N818
+class UnknownOperationError(Exception):
     """This operation is not known well enough."""
 
 
@@ -46,7 +46,7 @@ class Call:
     def front(self, tensor: Tensor) -> Tensor:
         """An argument with its examples in front."""
         if id(tensor) not in self.layouts:
-            raise Unknown
+            raise UnknownOperationError
         return self.layouts[id(tensor)].front(tensor.detach())
 
     def front_gradient(self) -> Tensor:
@@ -61,11 +61,11 @@ class Call:
             aligned: the parameter's shape, with ones, for as many dimensions as the output has.
         """
         if len(aligned) != full.ndim or aligned[self.layout.axis] != 1:
-            raise Unknown
+            raise UnknownOperationError
         fronted = self.layout.front(full)
         reduced = [axis + 1 for axis, size in enumerate(aligned) if size == 1 and fronted.shape[axis + 1] != 1]
         if any(size not in (1, fronted.shape[axis + 1]) for axis, size in enumerate(aligned)):
-            raise Unknown
+            raise UnknownOperationError
         if reduced:
             fronted = fronted.sum(reduced)
         return Direct(fronted.reshape(len(fronted), -1))
@@ -84,17 +84,17 @@ def contribution(call: Call) -> Contribution:
     """What a use adds to the gradients of the examples.
 
     Raises:
-        Unknown: the operation or the way it is called.
+        UnknownOperationError: the operation or the way it is called.
     """
     known = TABLE.get(call.use.function)
     same = sum(tensor is call.operand for tensor in call.use.tensors())
     if known is None or same != 1:
-        raise Unknown
+        raise UnknownOperationError
     try:
         return known(call, *call.use.args, **call.use.kwargs)
     except TypeError as unforeseen:
         # Arguments by other names than those that were foreseen.
-        raise Unknown from unforeseen
+        raise UnknownOperationError from unforeseen
 
 
 def _outer(left: Tensor, right: Tensor) -> Outer:
@@ -110,7 +110,7 @@ def _linear(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None = Non
         return _outer(call.front_gradient(), call.front(input))
     if call.operand is bias:
         return call.trailing(call.gradient)
-    raise Unknown
+    raise UnknownOperationError
 
 
 def _matmul(call: Call, input: Tensor, other: Tensor) -> Contribution:
@@ -120,7 +120,7 @@ def _matmul(call: Call, input: Tensor, other: Tensor) -> Contribution:
         return _outer(call.front(input), call.front_gradient().unsqueeze(-1))
     if call.operand is input and input.ndim == 2 and other.ndim > 1:
         return _outer(call.front_gradient().mT, call.front(other).mT)
-    raise Unknown
+    raise UnknownOperationError
 
 
 def _addmm(call: Call, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Contribution:
@@ -128,7 +128,7 @@ def _addmm(call: Call, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float
         return call.trailing(beta * call.gradient)
     if call.operand is mat2:
         return _outer(alpha * call.front(mat1), call.front_gradient())
-    raise Unknown
+    raise UnknownOperationError
 
 
 def _convolution(
@@ -144,7 +144,7 @@ def _convolution(
     if call.operand is bias:
         return call.channels(call.gradient)
     if call.operand is not weight:
-        raise Unknown
+        raise UnknownOperationError
     kernel = tuple(weight.shape[2:])
     strides, dilations = (tuple_of(setting, len(kernel)) for setting in (stride, dilation))
     padded = padding_of(padding, kernel, dilations)
@@ -166,7 +166,7 @@ def _transposed_convolution(
     if call.operand is bias:
         return call.channels(call.gradient)
     if call.operand is not weight:
-        raise Unknown
+        raise UnknownOperationError
     kernel = tuple(weight.shape[2:])
     strides, dilations = (tuple_of(setting, len(kernel)) for setting in (stride, dilation))
     # What lies past the padding was cut off; output_padding only ever adds positions that no window may need.
@@ -185,7 +185,7 @@ def _embedding(
     sparse: bool = False,
 ) -> Contribution:
     if call.operand is not weight or max_norm is not None or scale_grad_by_freq:
-        raise Unknown
+        raise UnknownOperationError
     gradient, ids = call.front_gradient(), call.front(input).flatten(1)
     values = gradient.reshape(*ids.shape, -1)
     if padding_idx is not None:
@@ -195,9 +195,9 @@ def _embedding(
 
 def _getitem(call: Call, table: Tensor, index: Any) -> Contribution:
     if not (call.operand is table and isinstance(index, Tensor) and table.ndim == 2):
-        raise Unknown
+        raise UnknownOperationError
     if index.is_floating_point() or index.dtype in (torch.bool, torch.uint8):
-        raise Unknown
+        raise UnknownOperationError
     ids = call.front(index).flatten(1)
     return Lookup(ids % len(table), call.front_gradient().reshape(*ids.shape, -1), len(table))
 
@@ -213,7 +213,7 @@ def _layer_norm(
     if call.operand is bias:
         return call.trailing(call.gradient)
     if call.operand is not weight:
-        raise Unknown
+        raise UnknownOperationError
     return call.trailing(call.gradient * F.layer_norm(input.detach(), normalized_shape, None, None, eps))
 
 
@@ -221,7 +221,7 @@ def _rms_norm(
     call: Call, input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
 ) -> Contribution:
     if call.operand is not weight:
-        raise Unknown
+        raise UnknownOperationError
     return call.trailing(call.gradient * F.rms_norm(input.detach(), normalized_shape, None, eps))
 
 
@@ -236,7 +236,7 @@ def _group_norm(
     if call.operand is bias:
         return call.channels(call.gradient)
     if call.operand is not weight:
-        raise Unknown
+        raise UnknownOperationError
     return call.channels(call.gradient * F.group_norm(input.detach(), num_groups, None, None, eps))
 
 
@@ -252,11 +252,11 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> Contribution:
     if training or running_mean is None or running_var is None:
-        raise Unknown
+        raise UnknownOperationError
     if call.operand is bias:
         return call.channels(call.gradient)
     if call.operand is not weight:
-        raise Unknown
+        raise UnknownOperationError
     mean, variance = running_mean.detach(), running_var.detach()
     standard = F.batch_norm(input.detach(), mean, variance, None, None, False, momentum, eps)
     return call.channels(call.gradient * standard)
@@ -285,7 +285,7 @@ def _added(call: Call, *args: Any, **kwargs: Any) -> Contribution:
 
 def _added_in_place(call: Call, input: Tensor, other: Tensor) -> Contribution:
     if call.operand is not other:
-        raise Unknown
+        raise UnknownOperationError
     return call.trailing(call.gradient)
 
 
@@ -295,7 +295,7 @@ def _copied(call: Call, *args: Any, **kwargs: Any) -> Contribution:
 
 def _prelu(call: Call, input: Tensor, weight: Tensor) -> Contribution:
     if call.operand is not weight or input.ndim < 2:
-        raise Unknown
+        raise UnknownOperationError
     return call.channels(call.gradient * input.detach().clamp(max=0))
 
 

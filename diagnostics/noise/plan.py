@@ -17,7 +17,7 @@ from diagnostics.forms import Batch
 from diagnostics.noise.contractions import is_built
 from diagnostics.noise.examples import AGREEMENT, adds_up, some, square
 from diagnostics.noise.layouts import Layout, layout_of
-from diagnostics.noise.operations import Unknown
+from diagnostics.noise.operations import UnknownOperationError
 from diagnostics.noise.recording import Use
 from diagnostics.noise.watched import Places, Watched, dense, watch
 from diagnostics.objective import Objective
@@ -98,7 +98,7 @@ def _same(one: Shapes, two: Shapes | None) -> bool:
 def _is_built(both: Watched, name: str, size: int, places: Mapping[str, Places]) -> bool:
     try:
         found = both.contributions(name, places, 2)
-    except Unknown:
+    except UnknownOperationError:
         return False
     return bool(found) and is_built(found, size)
 

@@ -21,12 +21,12 @@ from typing import Any
 import numpy
 from numpy.typing import ArrayLike
 
+from diagnostics.arguments import real_number, whole_number
+from diagnostics.averages import Draws
 from diagnostics.curvature.spectrum import Spectrum
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, exact
 from diagnostics.noise.quadratic_moments import Descent
-from diagnostics.stability.arguments import real_number, whole_number
-from diagnostics.stability.averages import Draws
 
 RATES = 0.95 * 10.0 ** (-numpy.arange(0, 120) / 16)
 """Learning rates that are tried, as shares of the largest stable one: 16 per decade, over seven and a half decades."""

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy
 
-from diagnostics.stability.averages import Draws
+from diagnostics.averages import Draws
 
 LOOKS = 16
 """Times per doubling at which the loss is looked at: momentum makes it swing."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from diagnostics.arguments import require_objective
 from diagnostics.errors import DiagnosticsError
 from diagnostics.noise.alone import each_alone
 from diagnostics.noise.contractions import gram_of
@@ -14,7 +15,6 @@ from diagnostics.noise.contributions import Contribution
 from diagnostics.noise.examples import lengths
 from diagnostics.noise.sheets import Sheet, sheets
 from diagnostics.objective import Objective
-from diagnostics.stability.arguments import require_objective
 
 RECORDED = "recorded"
 

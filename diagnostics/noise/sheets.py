@@ -18,7 +18,7 @@ from diagnostics.errors import DiagnosticsError
 from diagnostics.noise.contractions import squared_norms
 from diagnostics.noise.contributions import Contribution
 from diagnostics.noise.examples import agreement, lengths, require_uncoupled, rows
-from diagnostics.noise.operations import Unknown
+from diagnostics.noise.operations import UnknownOperationError
 from diagnostics.noise.plan import Plan, likeness, make_plan
 from diagnostics.noise.watched import Watched, watch
 from diagnostics.objective import Objective
@@ -64,7 +64,7 @@ class Sheet:
             if self.watched is not None and self.plan is not None:
                 found = self.watched.contributions(name, self.plan.places, self.count)
                 reason = self._doubt(name, size, found, self.plan, self.watched)
-        except Unknown:
+        except UnknownOperationError:
             reason = "an operation that is not known"
         if reason:
             self.failed[name] = reason

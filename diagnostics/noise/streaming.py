@@ -20,11 +20,11 @@ from typing import Any
 import numpy
 from numpy.typing import ArrayLike
 
+from diagnostics.arguments import real_number, whole_number
+from diagnostics.averages import Draws
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate
 from diagnostics.noise.estimators import GradientNoise, noise_of_blocks, unbiased_pair
-from diagnostics.stability.arguments import real_number, whole_number
-from diagnostics.stability.averages import Draws
 
 BLOCKS = 64
 """Held at most; after joining there are half as many, enough for the jackknife."""

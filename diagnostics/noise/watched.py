@@ -11,7 +11,7 @@ from torch import Tensor
 from diagnostics.errors import DiagnosticsError
 from diagnostics.noise.contributions import Contribution, Convolved, Direct, Lookup, Outer, joined, materialised
 from diagnostics.noise.layouts import Layout
-from diagnostics.noise.operations import Call, Unknown, contribution
+from diagnostics.noise.operations import Call, UnknownOperationError, contribution
 from diagnostics.noise.recording import Recording, Use
 from diagnostics.objective import Objective
 from diagnostics.reentrant import reentrant_checkpoints_refused
@@ -55,7 +55,7 @@ class Watched:
         """What the uses of a parameter add to the gradients of the examples.
 
         Raises:
-            Unknown: an operation among them is not known.
+            UnknownOperationError: an operation among them is not known.
         """
         found: dict[str, list[Contribution]] = {}
         for use, value, gradient in self.reaching(name):
@@ -68,16 +68,16 @@ class Watched:
 
     def _call(self, use: Use, value: str, gradient: Tensor, places: Mapping[str, Places], count: int) -> Call:
         if use.key not in places:
-            raise Unknown
+            raise UnknownOperationError
         layout, inside = places[use.key]
         tensors = use.tensors()
         if len(tensors) != len(inside) or not layout.fits(use.output, count):
-            raise Unknown
+            raise UnknownOperationError
         layouts = {}
         for tensor, one in zip(tensors, inside, strict=True):
             if one is not None:
                 if not one.fits(tensor.shape, count):
-                    raise Unknown
+                    raise UnknownOperationError
                 layouts[id(tensor)] = one
         dense = gradient.to_dense() if gradient.is_sparse else gradient
         return Call(use, self.recording.values[value], dense, layout, layouts)

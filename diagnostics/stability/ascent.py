@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import torch
 
+from diagnostics.arguments import real_number, require_objective, whole_number
 from diagnostics.estimate import Estimate
 from diagnostics.objective import Objective
-from diagnostics.stability.arguments import real_number, require_objective, whole_number
 from diagnostics.stability.directional import moved
 
 

@@ -20,15 +20,15 @@ from dataclasses import dataclass, replace
 
 import numpy
 
+from diagnostics.arguments import require_finite_loss, whole_number
+from diagnostics.averages import mean
 from diagnostics.curvature.draws import random_stream
 from diagnostics.curvature.eigen.eigenpairs import top_eigenpairs
 from diagnostics.curvature.operators import Hessian
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate
+from diagnostics.minibatches import Minibatches
 from diagnostics.objective import Objective
-from diagnostics.stability.arguments import require_finite_loss, whole_number
-from diagnostics.stability.averages import mean
-from diagnostics.stability.minibatches import Minibatches
 
 RUNGS = 6
 """Sizes when none are given: N and halves of it."""

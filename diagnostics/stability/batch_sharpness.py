@@ -28,13 +28,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from diagnostics.arguments import real_number, whole_number
+from diagnostics.averages import looks, mean, tail_warning
 from diagnostics.curvature.draws import random_stream
 from diagnostics.estimate import Estimate
+from diagnostics.minibatches import Minibatches
 from diagnostics.objective import Objective
-from diagnostics.stability.arguments import real_number, whole_number
-from diagnostics.stability.averages import looks, mean, tail_warning
 from diagnostics.stability.minibatch_curvature import MinibatchCurvature
-from diagnostics.stability.minibatches import Minibatches
 from diagnostics.stability.momentum_step import MomentumStep, momentum_step
 from diagnostics.stability.preconditioner import Scaling, scaling
 

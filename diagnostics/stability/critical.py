@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diagnostics.arguments import real_number, require_objective, whole_number
 from diagnostics.estimate import Estimate
 from diagnostics.objective import Objective
-from diagnostics.stability.arguments import real_number, require_objective, whole_number
 from diagnostics.stability.directional import checked_direction, last_digits, moved
 
 FIRST_STEP = 1e-2

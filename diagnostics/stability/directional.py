@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diagnostics.arguments import hessian_of, require_objective
 from diagnostics.curvature.draws import random_stream
 from diagnostics.curvature.eigen.basis import random_vector
 from diagnostics.curvature.operators import Hessian
@@ -25,7 +26,6 @@ from diagnostics.curvature.symmetric import rounding_of, route_of
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate
 from diagnostics.objective import Objective
-from diagnostics.stability.arguments import hessian_of, require_objective
 
 CAUTION = 3.0
 """So many times the rounding that one sample of it showed along the update is taken for the error."""

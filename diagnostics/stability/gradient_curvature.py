@@ -19,13 +19,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diagnostics.arguments import hessian_of, require_objective, whole_number
 from diagnostics.curvature.eigen.eigenpairs import Eigenpairs, top_eigenpairs
 from diagnostics.curvature.operators import Hessian
 from diagnostics.curvature.symmetric import rounding_of, route_of
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate
 from diagnostics.objective import Objective
-from diagnostics.stability.arguments import hessian_of, require_objective, whole_number
 from diagnostics.stability.directional import finite_gradient
 
 

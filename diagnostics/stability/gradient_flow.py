@@ -29,13 +29,13 @@ import torch
 from scipy.integrate import RK23
 from torch import Tensor
 
+from diagnostics.arguments import real_number, require_objective, whole_number
 from diagnostics.curvature.eigen.eigenpairs import top_eigenpairs
 from diagnostics.curvature.operators import Hessian
 from diagnostics.curvature.products.ladder import Route
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate
 from diagnostics.objective import Objective
-from diagnostics.stability.arguments import real_number, require_objective, whole_number
 from diagnostics.stability.directional import moved
 
 COARSER = 10.0

@@ -32,7 +32,7 @@ class MinibatchCurvature:
         matvecs: products taken so far.
 
     Example:
-        >>> from diagnostics.stability.minibatches import Minibatches
+        >>> from diagnostics.minibatches import Minibatches
         >>> model = torch.nn.Linear(1, 1, bias=False)
         >>> objective = Objective(model, torch.nn.MSELoss(), (torch.ones(4, 1), torch.zeros(4, 1)))
         >>> gradient, [product] = MinibatchCurvature()(Minibatches(objective, 2).of([0, 3]), lambda g: [g])

@@ -26,14 +26,14 @@ import numpy
 import torch
 from torch import Tensor
 
+from diagnostics.arguments import hessian_of, whole_number
+from diagnostics.averages import mean, quotient, tail_warning
 from diagnostics.curvature.draws import random_stream
 from diagnostics.curvature.operators import Hessian
 from diagnostics.estimate import Estimate
+from diagnostics.minibatches import Minibatches
 from diagnostics.objective import Objective
-from diagnostics.stability.arguments import hessian_of, whole_number
-from diagnostics.stability.averages import mean, quotient, tail_warning
 from diagnostics.stability.minibatch_curvature import finite_gradient
-from diagnostics.stability.minibatches import Minibatches
 
 BLOCK = 16
 """Gradients that are multiplied by H together."""

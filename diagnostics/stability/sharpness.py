@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from diagnostics.arguments import hessian_of, real_number, require_finite_loss
 from diagnostics.curvature.eigen.eigenpairs import Eigenpairs, top_eigenpairs
 from diagnostics.curvature.operator import Preconditioned
 from diagnostics.curvature.operators import Hessian
 from diagnostics.estimate import Estimate
 from diagnostics.objective import Objective
-from diagnostics.stability.arguments import hessian_of, real_number, require_finite_loss
 from diagnostics.stability.ascent_curvature import AscentCurvature
 from diagnostics.stability.directional import directional_sharpness
 from diagnostics.stability.preconditioner import scaling

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch.optim import Optimizer
 
+from diagnostics.arguments import real_number
 from diagnostics.errors import DiagnosticsError
-from diagnostics.stability.arguments import real_number
 from diagnostics.stability.rules import step_rules
 
 

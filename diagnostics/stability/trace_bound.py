@@ -23,12 +23,12 @@ from dataclasses import replace
 
 from torch.optim import Optimizer
 
+from diagnostics.arguments import hessian_of, require_finite_loss, require_objective
 from diagnostics.curvature.operator import Preconditioned
 from diagnostics.curvature.operators import Hessian
 from diagnostics.curvature.trace import trace
 from diagnostics.estimate import Estimate
 from diagnostics.objective import Objective
-from diagnostics.stability.arguments import hessian_of, require_finite_loss, require_objective
 from diagnostics.stability.preconditioner import scaling
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
+from diagnostics.arguments import require_objective
 from diagnostics.errors import DiagnosticsError
 from diagnostics.objective import Objective
 from diagnostics.quiet import quiet
-from diagnostics.stability.arguments import require_objective
 from diagnostics.stability.directional import parameter_vector
 from diagnostics.stability.optimizer_twin import held_by, reached_optimizers, twin_of
 from diagnostics.stability.rules import unwrap_optimizer

@@ -25,8 +25,8 @@ from diagnostics import (
     stability,
     threshold,
 )
+from diagnostics.minibatches import Minibatches
 from diagnostics.stability.minibatch_curvature import Directions, MinibatchCurvature
-from diagnostics.stability.minibatches import Minibatches
 from diagnostics.stability.preconditioner import scaling
 from tests.cases import WEIGHT_NORM, WHOLE_BATCH_CASES
 from tests.cases.case import Case
@@ -267,7 +267,7 @@ def test_the_ratio_is_in_the_coordinates_of_the_optimizer(make: Callable[[object
 def test_the_momentum_quotient_is_along_the_step_that_torch_takes(settings: dict[str, float]) -> None:
     """The twin lets a copy of the optimizer take the step on each minibatch."""
     model, batch, objective = _regression(8)
-    optimizer = SGD(model.parameters(), lr=0.01, momentum=0.5, **settings)  # type: ignore[arg-type]
+    optimizer = SGD(model.parameters(), lr=0.01, momentum=0.5, **settings)
     _trained(model, batch, optimizer)
     decay, quotients, slopes = settings.get("weight_decay", 0.0), [], []
     start = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
@@ -355,7 +355,7 @@ def test_a_loss_that_is_not_finite_is_refused() -> None:
 def test_bad_arguments_are_named(settings: dict[str, object], named: str) -> None:
     _, _, objective = _regression()
     with pytest.raises(DiagnosticsError, match=named):
-        batch_sharpness(objective, **settings)  # type: ignore[arg-type]
+        batch_sharpness(objective, **settings)
 
 
 def test_an_optimizer_without_a_rule_or_of_another_model_is_refused() -> None:

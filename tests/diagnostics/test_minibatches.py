@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from diagnostics import DiagnosticsError, Objective
-from diagnostics.stability.averages import looks, mean, quotient
+from diagnostics.averages import looks, mean, quotient
+from diagnostics.minibatches import Minibatches
 from diagnostics.stability.minibatch_curvature import MinibatchCurvature
-from diagnostics.stability.minibatches import Minibatches
 from tests.cases import TRAIN_BATCH_NORM, WEIGHT_NORM, WHOLE_BATCH_CASES
 from tests.cases.case import Case
 from tests.reference.dense_hessian import differenced_hessian
@@ -79,7 +79,7 @@ def test_the_same_seed_draws_the_same_and_another_seed_does_not() -> None:
 @pytest.mark.parametrize("size", [0, -1, 2.0, True, "4"])
 def test_a_size_that_is_no_number_of_examples_is_refused(size: object) -> None:
     with pytest.raises(DiagnosticsError, match="batch_size is not a number of examples"):
-        Minibatches(_numbered(5), size)  # type: ignore[arg-type]
+        Minibatches(_numbered(5), size)
 
 
 def test_more_examples_than_there_are_is_refused_with_both_numbers() -> None:
@@ -104,7 +104,7 @@ def _lengths(loss: object) -> tuple[nn.Module, list[tuple[Tensor, Tensor]], Obje
     batches = [
         (torch.randn(3, length, 3, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)) for length in (4, 6)
     ]
-    return model, batches, Objective(model, loss, batches)  # type: ignore[arg-type]
+    return model, batches, Objective(model, loss, batches)
 
 
 def _own_sum(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ def test_rows_of_different_shapes_stay_pieces_and_the_loss_is_that_of_all_togeth
     outputs = torch.cat([model(batches[0][0][[0, 2]]), model(batches[1][0][[1]])])
     targets = torch.cat([batches[0][1][[0, 2]], batches[1][1][[1]]])
     assert len(minibatch.batches) == 2
-    assert minibatch.loss() == pytest.approx(float(loss(outputs, targets).detach()), rel=1e-12)  # type: ignore[operator]
+    assert minibatch.loss() == pytest.approx(float(loss(outputs, targets).detach()), rel=1e-12)
 
 
 def test_pieces_count_by_their_labels_that_are_not_ignored() -> None:

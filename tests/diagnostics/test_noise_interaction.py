@@ -36,7 +36,7 @@ def _regression(examples: int = 40, **settings: object) -> tuple[nn.Module, tupl
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
     x = torch.randn(examples, 3, dtype=torch.float64)
     batch = (x, x[:, :1] * x[:, 1:2])
-    return model, batch, Objective(model, nn.MSELoss(**settings), [batch])  # type: ignore[arg-type]
+    return model, batch, Objective(model, nn.MSELoss(**settings), [batch])
 
 
 def test_intervals_of_draws_cover_the_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:

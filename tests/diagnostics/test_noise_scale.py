@@ -147,7 +147,7 @@ def test_a_sum_over_examples_has_the_noise_of_their_mean() -> None:
 )
 def test_refusals(count: int, draws: float, words: str) -> None:
     with pytest.raises(DiagnosticsError, match=words):
-        noise_scale(_network(count) if count > 9 else _gaussian(count, 0), draws=draws)  # type: ignore[arg-type]
+        noise_scale(_network(count) if count > 9 else _gaussian(count, 0), draws=draws)
 
 
 def test_coupled_examples_are_refused() -> None:

@@ -76,7 +76,7 @@ def test_a_batch_size_beyond_the_objective_fails_and_training_goes_on(toy: Toy, 
 
 def test_everything_wrong_is_named_in_one_error() -> None:
     with pytest.raises(DiagnosticsError, match=r"batch_size=0, rtol=nan, max_draws=1\.5"):
-        BatchSharpness(0, rtol=math.nan, max_draws=1.5)  # type: ignore[arg-type]
+        BatchSharpness(0, rtol=math.nan, max_draws=1.5)
     for wrong in ({"batch_size": True}, {"batch_size": 2, "rtol": 0.0}, {"batch_size": 2, "max_draws": 1}):
         with pytest.raises(DiagnosticsError):
             BatchSharpness(**wrong)

@@ -20,8 +20,8 @@ from typing import Any
 import numpy
 from torch.optim import Optimizer
 
+from diagnostics.arguments import real_number, whole_number
 from diagnostics.errors import DiagnosticsError
-from diagnostics.stability.arguments import real_number, whole_number
 from diagnostics.stability.rules.step_rule import Group, Momentum, StepRule
 
 Wrapper = Callable[[StepRule, Group], StepRule]

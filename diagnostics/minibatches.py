@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from diagnostics.arguments import require_objective, whole_number
+from diagnostics.batch_coupling import require_statistics, require_uncoupled
 from diagnostics.errors import DiagnosticsError
 from diagnostics.forms import Batch, PairForm
 from diagnostics.loss_terms import as_module, is_stock, leading_dimension, reduction
 from diagnostics.microbatch import in_microbatches
 from diagnostics.objective import Objective
-from diagnostics.stability.arguments import require_objective, whole_number
-from diagnostics.stability.batch_coupling import require_statistics, require_uncoupled
 
 REDRAWS = 1000
 """How often a minibatch without a single loss term is drawn again before that is called an error."""

@@ -1,4 +1,4 @@
-"""Batch normalisation in train mode couples the examples of a minibatch: which minibatches it rules out."""
+"""Batch normalisation with the statistics of the batch couples its examples: where it does, and what that rules out."""
 
 from __future__ import annotations
 
@@ -8,13 +8,23 @@ from diagnostics.errors import DiagnosticsError
 from diagnostics.objective import Objective
 
 
+def coupling_of(objective: Objective) -> str | None:
+    """The first module that normalises by the statistics of the batch, in words; None where no module does."""
+    for name, module in objective.model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
+            objective.mode == "train" or module.running_mean is None
+        ):
+            return f"module {name!r} ({type(module).__name__}) with the statistics of the batch itself"
+    return None
+
+
 def require_statistics(single: Objective) -> None:
     """Refuse single examples where batch normalisation needs several: torch says so only when the model runs.
 
     Raises:
         DiagnosticsError: it does.
     """
-    if single.mode != "train" or not _normalises(single.model):
+    if coupling_of(single) is None:
         return
     try:
         single.batch_losses(single.space.values())
@@ -31,16 +41,12 @@ def require_uncoupled(objective: Objective) -> None:
     """Refuse minibatches in several pieces, each of which would be normalised by itself.
 
     Raises:
-        DiagnosticsError: there is batch normalisation in train mode.
+        DiagnosticsError: there is batch normalisation with the statistics of the batch.
     """
-    if objective.mode == "train" and _normalises(objective.model):
+    if (coupling := coupling_of(objective)) is not None:
         raise DiagnosticsError(
             "a minibatch is in several pieces, and batch normalisation couples its examples",
-            given="batches whose shapes differ, in train mode",
+            given=f"batches whose shapes differ, and {coupling}",
             expected="examples of one shape, or statistics that are fixed",
             attempt="Objective(..., mode='eval')",
         )
-
-
-def _normalises(model: nn.Module) -> bool:
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
