@@ -36,8 +36,8 @@ def in_microbatches(objective: Objective, size: int) -> Objective:
         DiagnosticsError: the loss would change, or is not finite.
 
     Example:
-        >>> model, data = nn.Linear(2, 1), (torch.randn(7, 2), torch.randn(7, 1))
-        >>> whole = Objective(model, nn.MSELoss(), data)
+        >>> model, data = torch.nn.Linear(2, 1), (torch.randn(7, 2), torch.randn(7, 1))
+        >>> whole = Objective(model, torch.nn.MSELoss(), data)
         >>> pieces = in_microbatches(whole, 3)
         >>> len(pieces.batches), abs(pieces.loss() - whole.loss()) < 1e-6
         (3, True)
