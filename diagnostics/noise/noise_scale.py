@@ -34,9 +34,9 @@ from diagnostics.estimate import Estimate
 from diagnostics.loss_terms import leading_dimension
 from diagnostics.minibatches import Minibatches
 from diagnostics.noise.estimators import GradientNoise
-from diagnostics.noise.examples import lengths, rows
 from diagnostics.noise.per_example import per_example_gradient_dots, per_example_gradient_norms
 from diagnostics.objective import Objective
+from diagnostics.recorded.examples import lengths, rows
 
 
 @dataclass(frozen=True, repr=False)

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, exact
-from diagnostics.noise.contractions import dots, squared_norms
-from diagnostics.noise.contributions import Contribution, Direct, in_blocks, squares_of
-from diagnostics.noise.examples import square
-from diagnostics.noise.run import Run
-from diagnostics.noise.sheets import sheets
 from diagnostics.objective import Objective
 from diagnostics.quiet import quiet
+from diagnostics.recorded.contractions import dots, squared_norms
+from diagnostics.recorded.contributions import Contribution, Direct, in_blocks, squares_of
+from diagnostics.recorded.examples import square
+from diagnostics.recorded.one_pass import OnePass
+from diagnostics.recorded.sheets import sheets
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,7 +100,7 @@ def per_example_gradient_norms(objective: Objective) -> PerExampleNorms:
         >>> measured.norms.tolist(), round(float(measured.mean_square), 9)
         ([2.0, 6.0], 10.0)
     """
-    run = Run(objective, mean=True)
+    run = OnePass(objective, mean=True)
     count = run.examples
     with quiet(objective.model, objective.mode):
         squares = {name: torch.zeros(count, dtype=torch.float64, device=run.device) for name in objective.space.names}
@@ -143,7 +143,7 @@ def per_example_gradient_dots(objective: Objective, vector: Tensor) -> Tensor:
         >>> bool(torch.isclose(per_example_gradient_dots(objective, gradient).mean(), gradient.double().square().sum()))
         True
     """
-    run = Run(objective)
+    run = OnePass(objective)
     if tuple(vector.shape) != (objective.num_parameters,):
         raise DiagnosticsError(
             "vector is not one of the parameters", given=f"shape {tuple(vector.shape)}", expected="(P,)"
@@ -182,7 +182,7 @@ def gradient_gram(objective: Objective) -> GradientGram:
         >>> bool(torch.isclose(gram.mean(), objective.gradient().double().square().sum()))
         True
     """
-    run = Run(objective)
+    run = OnePass(objective)
     sizes = dict(zip(objective.space.names, objective.space.sizes, strict=True))
     with quiet(objective.model, objective.mode):
         matrix = torch.zeros(run.examples, run.examples, dtype=torch.float64, device=run.device)

@@ -22,7 +22,7 @@ from diagnostics import (
     per_example_gradient_dots,
     per_example_gradient_norms,
 )
-from diagnostics.noise import sheets
+from diagnostics.recorded import sheets
 from tests.cases import CASES
 from tests.cases.case import Case
 from tests.cases.language import MASKED, bert, gpt2, llama

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from diagnostics import Objective, gradient_gram, per_example_gradient_norms
-from diagnostics.noise import contractions
-from diagnostics.noise.contributions import Contribution, Convolved, Direct, Lookup, Outer, joined
 from diagnostics.noise.per_example import per_example_gradient_dots
-from diagnostics.noise.recording import Recording
+from diagnostics.recorded import contractions
+from diagnostics.recorded.contributions import Contribution, Convolved, Direct, Lookup, Outer, joined
+from diagnostics.recorded.recording import Recording
 from tests.reference.per_example_loops import gradients
 
 EXAMPLES = 6

@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from diagnostics.forms import Batch
-from diagnostics.noise.contractions import is_built
-from diagnostics.noise.examples import AGREEMENT, adds_up, some, square
-from diagnostics.noise.layouts import Layout, layout_of
-from diagnostics.noise.operations import UnknownOperationError
-from diagnostics.noise.recording import Use
-from diagnostics.noise.watched import Places, Watched, dense, watch
 from diagnostics.objective import Objective
+from diagnostics.recorded.contractions import is_built
+from diagnostics.recorded.examples import AGREEMENT, adds_up, some, square
+from diagnostics.recorded.layouts import Layout, layout_of
+from diagnostics.recorded.operations import UnknownOperationError
+from diagnostics.recorded.recording import Use
+from diagnostics.recorded.watched import Places, Watched, dense, watch
 
 Shapes = tuple[tuple[int, ...], ...]
 

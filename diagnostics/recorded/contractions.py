@@ -17,7 +17,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from diagnostics.noise.contributions import (
+from diagnostics.recorded.contributions import (
     Contribution,
     Convolved,
     Direct,

@@ -18,8 +18,8 @@ from diagnostics.batch_coupling import coupling_of
 from diagnostics.errors import DiagnosticsError
 from diagnostics.forms import Batch, PairForm
 from diagnostics.loss_terms import as_module, is_stock, leading_dimension, reduction
-from diagnostics.noise.contributions import squares_of
 from diagnostics.objective import Objective
+from diagnostics.recorded.contributions import squares_of
 
 AGREEMENT = 1e-3
 """How far gradients that ought to be equal may be apart, relative to their size: rounding in float32 is far below, a

@@ -9,17 +9,17 @@ from torch import Tensor
 
 from diagnostics.arguments import require_objective
 from diagnostics.errors import DiagnosticsError
-from diagnostics.noise.alone import each_alone
-from diagnostics.noise.contractions import gram_of
-from diagnostics.noise.contributions import Contribution
-from diagnostics.noise.examples import lengths
-from diagnostics.noise.sheets import Sheet, sheets
 from diagnostics.objective import Objective
+from diagnostics.recorded.alone import each_alone
+from diagnostics.recorded.contractions import gram_of
+from diagnostics.recorded.contributions import Contribution
+from diagnostics.recorded.examples import lengths
+from diagnostics.recorded.sheets import Sheet, sheets
 
 RECORDED = "recorded"
 
 
-class Run:
+class OnePass:
     """One pass over all batches: what is common to everything that is asked of them."""
 
     def __init__(self, objective: Objective, mean: bool = False) -> None:

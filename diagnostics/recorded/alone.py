@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from diagnostics.errors import DiagnosticsError
-from diagnostics.noise.examples import adds_up, agreement, lengths, shares, some
-from diagnostics.noise.watched import gradients
 from diagnostics.objective import Objective
+from diagnostics.recorded.examples import adds_up, agreement, lengths, shares, some
+from diagnostics.recorded.watched import gradients
 
 
 def each_alone(

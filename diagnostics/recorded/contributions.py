@@ -16,7 +16,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from diagnostics.noise.windows import windows
+from diagnostics.recorded.windows import windows
 
 BLOCK_BYTES = 2**22
 """What is materialised at once, in gradients or in windows: as much as the caches hold, or memory is all one waits for.

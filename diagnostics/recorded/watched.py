@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from diagnostics.errors import DiagnosticsError
-from diagnostics.noise.contributions import Contribution, Convolved, Direct, Lookup, Outer, joined, materialised
-from diagnostics.noise.layouts import Layout
-from diagnostics.noise.operations import Call, UnknownOperationError, contribution
-from diagnostics.noise.recording import Recording, Use
 from diagnostics.objective import Objective
+from diagnostics.recorded.contributions import Contribution, Convolved, Direct, Lookup, Outer, joined, materialised
+from diagnostics.recorded.layouts import Layout
+from diagnostics.recorded.operations import Call, UnknownOperationError, contribution
+from diagnostics.recorded.recording import Recording, Use
 from diagnostics.reentrant import reentrant_checkpoints_refused
 
 Places = tuple[Layout, tuple[Layout | None, ...]]

@@ -15,13 +15,13 @@ from weakref import WeakKeyDictionary
 import torch
 
 from diagnostics.errors import DiagnosticsError
-from diagnostics.noise.contractions import squared_norms
-from diagnostics.noise.contributions import Contribution
-from diagnostics.noise.examples import agreement, lengths, require_uncoupled, rows
-from diagnostics.noise.operations import UnknownOperationError
-from diagnostics.noise.plan import Plan, likeness, make_plan
-from diagnostics.noise.watched import Watched, watch
 from diagnostics.objective import Objective
+from diagnostics.recorded.contractions import squared_norms
+from diagnostics.recorded.contributions import Contribution
+from diagnostics.recorded.examples import agreement, lengths, require_uncoupled, rows
+from diagnostics.recorded.operations import UnknownOperationError
+from diagnostics.recorded.plan import Plan, likeness, make_plan
+from diagnostics.recorded.watched import Watched, watch
 
 _PLANS: WeakKeyDictionary[Objective, dict[tuple[object, ...], Plan]] = WeakKeyDictionary()
 """Plans that were made and checked, for those who ask of the same Objective again."""

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from diagnostics.noise.contributions import Contribution, Convolved, Direct, Lookup, Outer
-from diagnostics.noise.layouts import Layout
-from diagnostics.noise.recording import Use
-from diagnostics.noise.windows import padding_of, tuple_of
+from diagnostics.recorded.contributions import Contribution, Convolved, Direct, Lookup, Outer
+from diagnostics.recorded.layouts import Layout
+from diagnostics.recorded.recording import Use
+from diagnostics.recorded.windows import padding_of, tuple_of
 
 
 class UnknownOperationError(Exception):
