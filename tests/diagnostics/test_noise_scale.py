@@ -125,16 +125,17 @@ def test_with_a_product_for_every_example_only_the_examples_are_left_to_chance()
 def test_the_noise_scale_in_the_metric_of_the_optimizer() -> None:
     """Adam's coordinates: √(√v̂ + ε) times as long; plain descent changes nothing."""
     torch.manual_seed(0)
-    x, y = torch.randn(24, 3).double(), torch.randn(24, 2).double() + 2.0
+    x, y = torch.randn(24, 3).double(), torch.randn(24, 2).double() + 6.0
+    x[:, 2] *= 0.1
     objective = Objective(nn.Linear(3, 2).double(), nn.MSELoss(), [(x[:9], y[:9]), (x[9:], y[9:])])
-    optimizer = torch.optim.Adam(objective.model.parameters(), lr=1e-3, eps=1.0)
+    optimizer = torch.optim.Adam(objective.model.parameters(), lr=1e-3, eps=5.0)
     for _ in range(3):
         optimizer.zero_grad()
         nn.MSELoss()(objective.model(objective.batches[0][0]), objective.batches[0][1]).backward()
         optimizer.step()
     n = noise_scale(objective, optimizer=optimizer, draws=24)
     state = [optimizer.state[p] for p in objective.model.parameters()]
-    second = torch.cat([(one["exp_avg_sq"] / (1 - 0.999**3)).sqrt().flatten() for one in state]) + 1.0
+    second = torch.cat([(one["exp_avg_sq"] / (1 - 0.999**3)).sqrt().flatten() for one in state]) + 5.0
     gradients = _gradients(objective) / second.sqrt()
     signal, trace = _by_hand(gradients)
     assert n.preconditioned is not None
