@@ -53,7 +53,7 @@ def weighted_by_curvature(
         return _from_every_example(objective, hessian, gradient, steps)
     forms = [_Form(hessian, step) for step in steps]
     curved: list[list[float]] = [[] for _ in steps]
-    for away in _halves(objective, gradient, draws, seed):
+    for away in halves(objective, gradient, draws, seed):
         for found, form in zip(curved, forms, strict=True):
             found.append(form(away, away))
     factor = count * (count // 2) / (count - count // 2)
@@ -107,7 +107,7 @@ def _from_every_example(objective: Objective, hessian: Hessian, gradient: Tensor
     return found
 
 
-def _halves(objective: Objective, gradient: Tensor, draws: int, seed: int) -> Iterator[Tensor]:
+def halves(objective: Objective, gradient: Tensor, draws: int, seed: int) -> Iterator[Tensor]:
     """g_S − ḡ of random halves."""
     count = sum(lengths(objective))
     summed = Minibatches(objective, 1).summed

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diagnostics.averages import Draws
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, exact
 from diagnostics.objective import Objective
@@ -238,3 +239,15 @@ def gradient_gram(objective: Objective) -> GradientGram:
             run.add(matrix, found, sizes[name])
         run.require_finite(matrix.diagonal())
     return GradientGram(matrix, run.routes, run.how)
+
+
+def gram_matrix(source: Objective | GradientGram) -> Draws:
+    """⟨g_i, g_j⟩ (N, N) in float64 on the host, of an Objective or of what was measured already.
+
+    Raises:
+        DiagnosticsError: neither; or as ``gradient_gram``.
+    """
+    if not isinstance(source, GradientGram):
+        source = gradient_gram(source)
+    found: Draws = source.matrix.cpu().numpy()
+    return found
