@@ -92,7 +92,7 @@ def gradient_signal_to_noise(objective: Objective) -> SignalToNoise:
 
     Example:
         >>> model = torch.nn.Linear(2, 1, bias=False)
-        >>> x = torch.tensor([[1.0, 1.0], [1.0, -1.0]]).repeat(50, 1)  # all agree on the first weight, half on the other
+        >>> x = torch.tensor([[1.0, 1.0], [1.0, -1.0]]).repeat(50, 1)  # all agree on one weight, half on the other
         >>> _ = torch.nn.init.zeros_(model.weight)
         >>> found = gradient_signal_to_noise(Objective(model, torch.nn.MSELoss(), (x, torch.ones(100, 1))))
         >>> float(found.ratio[1]), bool(found.ratio[0] > 1e5), float(found.resolved)
