@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from probes.run import Run
-from reports import noise, training, units, weights
+from reports import training, units, weights
 from reports.chapter import Chapter
 from reports.learning_rate import chapter as learning_rate
+from reports.noise import chapter as noise
 from reports.spectrum import chapter as spectrum
 from reports.stability import (
     ascent,

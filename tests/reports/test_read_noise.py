@@ -7,7 +7,7 @@ from matplotlib.figure import Figure as Canvas
 from runs import run_of
 
 from probes.run import Record, Run
-from reports import noise
+from reports.noise import chapter as noise
 
 SIMPLE, WEIGHTED, BATCH = (("noise_scale", name) for name in ("simple", "hessian", "batch_size"))
 
