@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy
@@ -120,6 +121,43 @@ def test_with_a_product_for_every_example_only_the_examples_are_left_to_chance()
 
     left = [ratio(torch.cat([gradients[:i], gradients[i + 1 :]])) for i in range(24)]
     assert float(whole.hessian) == pytest.approx(24 * ratio(gradients) - 23 * numpy.mean(left), rel=1e-6)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_enumeration_of_every_batch_gives_both_scales_exactly(weighted: bool) -> None:
+    """Least squares on 8 examples: mean g_BᵀHg_B over all batches of 2 and of 4, with and without replacement.
+
+    Without replacement they differ by tr(HΣ)(1/2 − 1/4) N/(N − 1): what is unbiased for the population behind.
+    """
+    torch.manual_seed(3)
+    model, x, y = nn.Linear(3, 1).double(), 0.3 * torch.randn(8, 3).double(), torch.randn(8, 1).double() + 4
+    objective = Objective(model, nn.MSELoss(), [(x[:5], y[:5]), (x[5:], y[5:])])
+    H = dense_hessian(model, lambda: nn.MSELoss()(model(x), y)) if weighted else torch.eye(4, dtype=torch.float64)
+    rows = _gradients(objective)
+
+    def parts(some: Tensor, replaced: bool) -> tuple[float, float]:
+        """Signal and noise, from two batch sizes."""
+        found = []
+        for size in (2, 4):
+            places = range(len(some))
+            batches = itertools.product(places, repeat=size) if replaced else itertools.combinations(places, size)
+            means = torch.stack([some[list(batch)].mean(0) for batch in batches])
+            found.append(float(((means @ H) * means).sum(1).mean()))
+        noise = (found[0] - found[1]) / (1 / 2 - 1 / 4)
+        return found[1] - noise / 4, noise
+
+    mean = rows.mean(0)
+    trace = float((((rows - mean) @ H) * (rows - mean)).sum() / 8)
+    along = float(mean @ H @ mean)
+    assert parts(rows, replaced=True) == pytest.approx((along, trace), rel=1e-9)
+    assert parts(rows, replaced=False) == pytest.approx((along - trace / 7, trace * 8 / 7), rel=1e-9)
+    n = noise_scale(objective, draws=8)
+    measured = n.hessian if weighted else n.simple
+    assert measured is not None
+    ratios = [parts(torch.cat([rows[:i], rows[i + 1 :]]), replaced=False) for i in range(8)]
+    signal, noise = parts(rows, replaced=False)
+    corrected = 8 * noise / signal - 7 * numpy.mean([above / below for below, above in ratios])
+    assert float(measured) == pytest.approx(corrected, rel=1e-8)
 
 
 def test_the_noise_scale_in_the_metric_of_the_optimizer() -> None:
