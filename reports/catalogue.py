@@ -29,6 +29,7 @@ CHAPTERS: dict[str, Callable[[Run], Chapter]] = {
     "batch_ladder": batch_ladder.read,
     "ascent": ascent.read,
     "noise_scale": noise.read,
+    "gradient_alignment": noise.read_alignment,
     "spectrum": spectrum.read,
     "learning_rate": learning_rate.read,
     "units": units.read,

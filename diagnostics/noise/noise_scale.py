@@ -29,7 +29,7 @@ from diagnostics.estimate import Estimate
 from diagnostics.noise.curvature_weighted import Step, weighted_by_curvature
 from diagnostics.noise.from_examples import Parts, parts_of
 from diagnostics.noise.per_example import dots_by_parameter, per_example_gradient_dots, per_example_gradient_norms
-from diagnostics.noise.tails import is_heavy, tail_index
+from diagnostics.noise.tails import is_heavy, tail_index, top_share
 from diagnostics.objective import Objective
 from diagnostics.stability.preconditioner import scaling
 
@@ -67,6 +67,9 @@ class NoiseScale:
         preconditioned_hessian: tr(P⁻¹HP⁻¹Σ)/GᵀP⁻¹HP⁻¹G, B_noise of the optimizer's own step; None without either.
         coherence: N/(1 + B_simple): N where all gradients are equal, 1 where they are orthogonal.
         tail: α of P(‖g_i − ḡ‖ > x) ~ x^−α; at 2 and below there is no tr Σ, and no noise scale.
+        top_share: of tr Σ, what the hundredth of examples with the longest gradients makes.
+        median_norm: of ‖g_i‖, half the interquartile range as spread: where it falls and tr Σ does not, few examples
+            are left to be learned.
         by_layer: one row for each module with parameters of its own.
         examples: N. An example is a row of a batch: a sequence, not a token.
     """
@@ -79,6 +82,8 @@ class NoiseScale:
     preconditioned_hessian: Estimate | None
     coherence: Estimate
     tail: Estimate
+    top_share: Estimate
+    median_norm: Estimate
     by_layer: tuple[LayerNoise, ...]
     examples: int
 
@@ -148,6 +153,8 @@ def noise_scale(
         raise DiagnosticsError("draws is too small", given="1", expected="0, or at least 2: one draw has no error")
     require_objective(objective)
     require_finite_loss(objective)
+    gradient = objective.gradient()
+    metric = None if optimizer is None else scaling(optimizer, objective.space, gradient).root.square()
     measured = per_example_gradient_norms(objective)
     count = len(measured.norms)
     if count < FEWEST:
@@ -156,8 +163,6 @@ def noise_scale(
             given=f"{count}",
             expected=f"some hundreds, at least {FEWEST}",
         )
-    gradient = objective.gradient()
-    metric = None if optimizer is None else scaling(optimizer, objective.space, gradient).root.square()
     along = {name: part.cpu().numpy() for name, part in dots_by_parameter(objective, gradient).items()}
     squares = {name: part.cpu().numpy() for name, part in measured.squares.items()}
     total, projected = _summed(squares), _summed(along)
@@ -179,6 +184,8 @@ def noise_scale(
         preconditioned_hessian=weighted[1],
         coherence=_coherence(noise.ratio, count),
         tail=tail_index(away),
+        top_share=top_share(away),
+        median_norm=_median(numpy.sqrt(total), measured.how),
         by_layer=_layers(objective, squares, along, gradient, measured.how),
         examples=count,
     )
@@ -212,6 +219,11 @@ def _summed(parts: dict[str, Draws]) -> Draws:
 def _coherence(simple: Estimate, count: int) -> Estimate:
     value = count / (1 + simple.value)
     return Estimate(value, value / (1 + simple.value) * simple.error, simple.kind, simple.how)
+
+
+def _median(norms: Draws, how: str) -> Estimate:
+    low, middle, high = (float(value) for value in numpy.quantile(norms, (0.25, 0.5, 0.75)))
+    return Estimate(middle, (high - low) / 2, "spread", f"{how}; half the interquartile range")
 
 
 def _told(estimate: Estimate) -> str:

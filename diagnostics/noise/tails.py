@@ -23,13 +23,16 @@ from numpy.typing import ArrayLike
 
 from diagnostics.averages import Draws
 from diagnostics.errors import DiagnosticsError
-from diagnostics.estimate import Estimate
+from diagnostics.estimate import Estimate, exact
 
 SHARE = 0.1
 """Of the examples that count as the tail."""
 
 FEWEST = 10
 """Members of a tail: below, the error is a third of the index."""
+
+TOP = 0.01
+"""Of the examples whose share of the noise is told."""
 
 HEAVY = 2.0
 """The index up to which there is no variance."""
@@ -68,6 +71,29 @@ def tail_index(distances: ArrayLike) -> Estimate:
     # (k − 1)/k makes 1/mean unbiased for exponential excesses.
     value = (count - 1) / count / excess
     return Estimate(value, value / math.sqrt(count), "standard error", how)
+
+
+def top_share(distances: ArrayLike) -> Estimate:
+    """The share of Σ ‖g_i − ḡ‖² that the hundredth of examples with the longest of these carries, at least one.
+
+    Of Gaussian noise in many dimensions it is a hundredth too.
+
+    Args:
+        distances: (N,), finite and not negative.
+
+    Raises:
+        DiagnosticsError: no row of finite numbers from 0 up.
+
+    Example:
+        >>> float(top_share([1.0] * 99 + [9.0]))  # 81 of 180
+        0.45
+    """
+    squares = numpy.sort(numpy.square(_distances(distances)))[::-1]
+    count = max(1, round(TOP * len(squares)))
+    how = f"the {count} longest of {len(squares)}"
+    if not (len(squares) and squares.sum() > 0):
+        return Estimate(math.nan, math.nan, "exact", f"there is no noise; {how}")
+    return exact(float(squares[:count].sum() / squares.sum()), how)
 
 
 def is_heavy(index: Estimate) -> bool:
