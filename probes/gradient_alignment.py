@@ -89,7 +89,9 @@ class GradientAlignment:
                 yield Reading("clip_rate", None, status="skipped", note=str(reason))
             else:
                 yield Reading("max_norm", self.max_norm)
-                for name in ("rate", "kept", "bias", "sideways", "median_norm"):
+                # Without a clipped batch there is no bias to be missed.
+                biased = ("bias", "sideways") if float(clipped.rate) > 0 else ()
+                for name in ("rate", "kept", "median_norm", *biased):
                     yield reading_of(f"clip_{name}", getattr(clipped, name))
         if self.groups is not None:
             try:

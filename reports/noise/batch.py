@@ -13,7 +13,7 @@ import numpy
 from matplotlib.figure import Figure as Canvas
 
 from diagnostics.estimate import Estimate, format_value
-from probes.run import Run
+from probes.run import Record, Run
 from reports import palette
 from reports.chapter import method_of, reason_missing, step_table, unmeasured
 from reports.charts import Edge, Line, lines, stacked
@@ -45,6 +45,9 @@ def batch(run: Run) -> list[Finding]:
     first = run.series("noise_scale", "simple")
     if len(first) > 1:
         claim += f", {'up' if last.value > first.values[0] else 'down'} from {first.values[0]:.3g}"
+    gone = next((one for one in run.records if _lost(one, last.step)), None)
+    if gone is not None:
+        claim += f"; from step {gone.step} on these examples do not tell it"
     used = run.last("noise_scale", "batch_size")
     said, meaning = _against(used.value if used else None, last.value, 1.96 * (last.error or 0.0))
     return [
@@ -55,12 +58,18 @@ def batch(run: Run) -> list[Finding]:
             value=Estimate(last.value, last.error or 0.0, "standard error", method_of(last)),
             threshold="",
             meaning=f"{meaning} A proxy for the critical batch size, which was seen to differ from it.",
-            advice=(),
+            advice=() if gone is None else _UNDETERMINED,
             evidence=("noise-scale",) if len(first) > 1 else (),
             method=method_of(last),
             citation=CITATION,
         )
     ]
+
+
+def _lost(record: Record, step: int) -> bool:
+    """Whether a check after this step could not tell signal from noise."""
+    of_all = (record.probe, record.name, record.layer) == ("noise_scale", "simple", None)
+    return of_all and record.status == "skipped" and record.step > step
 
 
 def _against(batch: float | None, scale: float, reach: float) -> tuple[str, str]:
