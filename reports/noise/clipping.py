@@ -31,6 +31,8 @@ def clipping(run: Run) -> list[Finding]:
     claim = (
         f"Clipping to {limit.value:g} acts on {100 * rate.value:.0f} % of batches at step {rate.step} and keeps "
         f"{format_value(kept.value, kept.error)} of the mean step"
+        if rate.value
+        else f"Clipping to {limit.value:g} acts on none of the batches drawn at step {rate.step}"
     )
     if turned is not None:
         claim += f", turned by {math.degrees(math.atan(turned[0])):.0f} degrees"

@@ -6,7 +6,7 @@ what is left of the gradient. That is no fault. It is one where most examples ar
 
 from __future__ import annotations
 
-from diagnostics.estimate import Estimate
+from diagnostics.estimate import Estimate, exact
 from diagnostics.noise.tails import HEAVY, is_heavy
 from probes.run import Run
 from reports.chapter import method_of
@@ -73,7 +73,8 @@ def _at(run: Run, name: str, step: int) -> Estimate | None:
     (places,) = (one.steps == step).nonzero()
     if not len(places):
         return None
-    return Estimate(float(one.values[places[0]]), float(one.errors[places[0]]), "standard error", "")
+    value, error = float(one.values[places[0]]), float(one.errors[places[0]])
+    return Estimate(value, error, "standard error", "") if error > 0 else exact(value, "")
 
 
 def _waiting(run: Run) -> list[int]:
