@@ -40,6 +40,7 @@ from diagnostics.noise.batch_size import rescaled_learning_rate as rescaled_lear
 from diagnostics.noise.estimators import GradientNoise as GradientNoise
 from diagnostics.noise.estimators import noise_from_norms as noise_from_norms
 from diagnostics.noise.estimators import noise_of_population as noise_of_population
+from diagnostics.noise.losses import per_example_losses as per_example_losses
 from diagnostics.noise.noise_scale import NoiseScale as NoiseScale
 from diagnostics.noise.noise_scale import noise_scale as noise_scale
 from diagnostics.noise.per_example import GradientGram as GradientGram
