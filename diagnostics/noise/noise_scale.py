@@ -31,12 +31,11 @@ from diagnostics.curvature.draws import random_stream
 from diagnostics.curvature.operators import Hessian
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate
-from diagnostics.loss_terms import leading_dimension
 from diagnostics.minibatches import Minibatches
 from diagnostics.noise.estimators import GradientNoise
 from diagnostics.noise.per_example import per_example_gradient_dots, per_example_gradient_norms
 from diagnostics.objective import Objective
-from diagnostics.recorded.examples import lengths, rows
+from diagnostics.recorded.examples import gathered, lengths
 
 
 @dataclass(frozen=True, repr=False)
@@ -175,7 +174,7 @@ def _by_curvature(
     for _ in range(draws):
         chosen = torch.zeros(count, dtype=torch.bool)
         chosen[torch.randperm(count, generator=generator)[:half]] = True
-        away = _mean_over(objective, chosen, summed) - gradient
+        away = gathered(objective, chosen, summed).gradient() - gradient
         curved.append(float(away.double() @ (hessian @ away).double()))
     along = float(gradient.double() @ (hessian @ gradient).double())
     factor = count * half / (count - half)
@@ -190,27 +189,6 @@ def _by_curvature(
         return Estimate(math.nan, math.nan, "standard error", f"GᵀHG is not positive beyond its error; {how}")
     # The same draws stand above and below: d/dT of T/(a − T/N) is a/(a − T/N)².
     return Estimate(weighted.value / signal, along / signal**2 * weighted.error, "standard error", how)
-
-
-def _mean_over(objective: Objective, chosen: Tensor, summed: bool) -> Tensor:
-    """The mean of g_i over the chosen examples, (P,): marks (N,) in the order of the batches."""
-    pieces, weights, terms, origins = [], [], [], []
-    first = 0
-    for index, (batch, weight, whole) in enumerate(
-        zip(objective.batches, objective.weights, objective.terms, strict=True)
-    ):
-        places = chosen[first : first + int(leading_dimension(batch))].nonzero().flatten().tolist()
-        first += int(leading_dimension(batch))
-        if not (places and weight):
-            continue
-        piece = rows(batch, places)
-        held = objective.count_terms(piece)
-        share = float(held > 0) if summed else held / whole
-        pieces.append(piece)
-        terms.append(held)
-        weights.append(weight * share * len(chosen) / int(chosen.sum()))
-        origins.append((index, places[0]))
-    return objective.rebatched(pieces, weights, terms, origins).gradient()
 
 
 def _told(estimate: Estimate) -> str:
