@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from probes.run import Run
-from reports import noise, training, units, weights
+from reports import noise, opposing, training, units, weights
 from reports.chapter import Chapter
 from reports.learning_rate import chapter as learning_rate
 from reports.spectrum import chapter as spectrum
@@ -28,6 +28,7 @@ CHAPTERS: dict[str, Callable[[Run], Chapter]] = {
     "batch_ladder": batch_ladder.read,
     "ascent": ascent.read,
     "noise_scale": noise.read,
+    "opposing": opposing.read,
     "spectrum": spectrum.read,
     "learning_rate": learning_rate.read,
     "units": units.read,

@@ -15,6 +15,7 @@ _CURVATURE = (
     "batch_ladder/",
     "gradient_flow/",
     "noise_scale/",
+    "opposing/",
 )
 
 CONSEQUENCES: dict[str, tuple[str, ...]] = {

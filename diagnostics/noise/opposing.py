@@ -191,12 +191,12 @@ def _cosine(objective: Objective, rising: Tensor, falling: Tensor, count: int) -
         chosen = torch.zeros(count, dtype=torch.bool)
         chosen[group.cpu()] = True
         gradients.append(gathered(objective, chosen, summed).gradient().double())
-    one, other = gradients
-    size = float(torch.linalg.vector_norm(one) * torch.linalg.vector_norm(other))
     how = f"mean gradients of {len(rising)} and {len(falling)} examples; {objective.description}"
-    if not 0 < size < math.inf:
+    sizes = [float(torch.linalg.vector_norm(gradient)) for gradient in gradients]
+    if not all(0 < size < math.inf for size in sizes):
         return Estimate(math.nan, math.nan, "exact", f"a group's gradient is zero or not finite; {how}")
-    return exact(float(one @ other) / size, how)
+    one, other = (gradient / size for gradient, size in zip(gradients, sizes, strict=True))
+    return exact(float(one @ other), how)
 
 
 def _previous(objective: Objective, previous: Any, start: Tensor, now: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
@@ -218,14 +218,14 @@ def _correlation(before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor], ho
     how = f"changes over two steps; {how}"
     away, error = [], 0.0
     for changes, errors in (before, after):
-        away.append(changes - changes.mean())
-        size = float(torch.linalg.vector_norm(away[-1]))
+        centred = changes - changes.mean()
+        size = float(torch.linalg.vector_norm(centred))
         error += float(torch.linalg.vector_norm(errors)) / size if size else math.inf
+        away.append(centred / size)
     if not error < 0.5:
         return Estimate(math.nan, math.nan, "residual", f"{ROUNDED}, in one of two steps; {how}")
     one, other = away
-    size = float(torch.linalg.vector_norm(one) * torch.linalg.vector_norm(other))
-    return Estimate(float(one @ other) / size, error, "residual", how)
+    return Estimate(float(one @ other), error, "residual", how)
 
 
 def _listed(group: Tensor) -> str:
