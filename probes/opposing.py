@@ -1,8 +1,8 @@
 """The few examples whose losses a step changes most, along a run: whether they oppose each other, and alternate.
 
-A Monitor measures right after a step. The groups are those of the next one, which a copy of the optimizer takes with
-the objective's gradient: what the last step did to examples that happened to be in its mini-batch says little of the
-others. Whether changes alternate is told from the last step and the next.
+A Monitor measures right after a step. Looked at are the next two, which a copy of the optimizer takes with the
+objective's gradient. With full batches these are the steps that training will take. With mini-batches the steps of
+training would say which examples were in them: that an example falls and another rises by turns is no oscillation then.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from torch import Tensor
 
 from diagnostics import DiagnosticsError, Objective, opposing_signals
 from diagnostics.arguments import real_number
-from diagnostics.stability.trial_step import trial_step
-from probes.gradient_curvature import NEXT_STEP, NO_STEP
+from diagnostics.stability.trial_step import trial_steps
+from probes.gradient_curvature import NO_STEP
 from probes.probe import Cost, Moment, Need, Reading
 from probes.readings import reading_of
 from probes.sharpness import stands_still
-from probes.updates import last_update
+
+PLANNED = "in the next step, which a copy of the optimizer takes with the objective's gradient"
 
 
 @dataclass
 class OpposingSignals:
     """How much of the change of the losses a few examples carry, whether these oppose each other, and which they are.
 
-    A check takes four passes of losses over the objective's examples, a gradient for the step, and those of the two
-    groups. Some hundreds of the training examples are wanted: what is rare must be among them.
+    A check takes five passes of losses over the objective's examples, two gradients, and those of the two groups.
+    Some hundreds of the training examples are wanted: what is rare must be among them.
 
     Args:
         share: of the examples in each of the two groups, at least one.
@@ -44,7 +45,7 @@ class OpposingSignals:
     share: float = 0.01
     every: int | Callable[[int], bool] | None = None
     name: ClassVar[str] = "opposing"
-    needs: ClassVar[frozenset[Need]] = frozenset({"objective", "updates"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"objective"})
     cost: ClassVar[Cost] = "expensive"
 
     def __post_init__(self) -> None:
@@ -59,14 +60,13 @@ class OpposingSignals:
         objective = moment.objective
         assert objective is not None
         try:
-            update = _next_step(moment, objective)
-            previous, reason = _previous_step(moment, objective)
-            found = opposing_signals(objective, update, previous=previous, share=self.share)
+            update, following = _next_steps(moment, objective)
+            found = opposing_signals(objective, update, following=following, share=self.share)
         except DiagnosticsError as problem:
             yield Reading("carried", None, status="skipped", note=str(problem))
             return
-        yield reading_of("loss_change", found.loss_change, note=NEXT_STEP)
-        yield reading_of("carried", found.carried, note=NEXT_STEP)
+        yield reading_of("loss_change", found.loss_change, note=PLANNED)
+        yield reading_of("carried", found.carried, note=PLANNED)
         if found.carried.determined:
             yield Reading("gaussian", found.gaussian, note="what as many examples carry if changes are Gaussian")
             yield reading_of("net", found.net)
@@ -78,26 +78,18 @@ class OpposingSignals:
                 )
             note = f"examples; the array holds what the step makes of the loss of each, {order}"
             yield Reading("changes", float(len(found.changes)), note=note, array=_array(found.changes))
-        if found.alternation is None:
-            yield Reading("alternation", None, status="skipped", note=reason)
-        else:
-            yield reading_of("alternation", found.alternation, note="the last step and the next")
+        assert found.alternation is not None
+        assert found.growth is not None
+        yield reading_of("alternation", found.alternation)
+        yield reading_of("growth", found.growth)
 
 
-def _next_step(moment: Moment, objective: Objective) -> Tensor:
+def _next_steps(moment: Moment, objective: Objective) -> list[Tensor]:
     if moment.optimizer is None:
         raise DiagnosticsError("no optimizer was given, and so no step that it would take")
     if stands_still(moment.optimizer, objective):
         raise DiagnosticsError(NO_STEP)
-    return trial_step(objective, moment.optimizer)
-
-
-def _previous_step(moment: Moment, objective: Objective) -> tuple[Tensor | None, str]:
-    """The last update, or why there is none."""
-    try:
-        return last_update(moment, objective), ""
-    except DiagnosticsError as problem:
-        return None, str(problem)
+    return trial_steps(objective, moment.optimizer, 2)
 
 
 def _array(tensor: Tensor) -> numpy.ndarray:

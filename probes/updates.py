@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from diagnostics import DiagnosticsError, Objective
-from probes.probe import Moment, TensorUpdate
+from probes.probe import TensorUpdate
 
 
 class UpdateMeter:
@@ -39,21 +38,3 @@ class UpdateMeter:
             for name, kept in self._before.items()
             if name in now and now[name].shape == kept.shape
         }
-
-
-def last_update(moment: Moment, objective: Objective) -> Tensor:
-    """Δ of the last step, shape (P,), in the objective's order; what does not train has not moved.
-
-    Raises:
-        DiagnosticsError: there was no step, or it moved nothing.
-    """
-    if not moment.updates:
-        raise DiagnosticsError("no update yet", expected="at least one optimizer step")
-    with torch.inference_mode(False), torch.no_grad():
-        update = objective.space.flatten(
-            moment.updates[name].delta() if name in moment.updates else torch.zeros_like(tensor)
-            for name, tensor in objective.space.items()
-        )
-    if not bool(update.any()):
-        raise DiagnosticsError("the last step moved no parameter of the objective")
-    return update

@@ -35,6 +35,12 @@ BEYOND = 3.0
 OPPOSED = -0.5
 """The cosine between the gradients of two groups that oppose each other, and the correlation of changes that swing."""
 
+LASTING = 0.8
+"""Swings of which each is at least so much of the one before. Below, noise throws the network off and it comes back."""
+
+RECENT = 5
+"""Checks, counted from the last."""
+
 NAMED = 5
 """Examples of each group in a sentence."""
 
@@ -54,12 +60,13 @@ class _Check:
     gaussian: float
     cosine: float
     alternation: float
+    growth: float
 
     @property
     def swings(self) -> bool:
         """Whether few carry most, oppose each other, and swing."""
         few = self.carried > max(MOST, BEYOND * self.gaussian)
-        return few and self.cosine < OPPOSED and self.alternation < OPPOSED
+        return few and max(self.cosine, self.alternation) < OPPOSED and self.growth > LASTING
 
 
 @dataclass(frozen=True)
@@ -78,17 +85,21 @@ class _Groups:
 
 def read(run: Run) -> Chapter:
     """Finding and figure about opposing groups of examples."""
-    last = run.last("opposing", "carried")
-    if last is None:
+    checks = _checks(run)
+    if not checks:
         reason = reason_missing(run, "opposing")
-        what = "What single examples have to do with the change of the loss"
+        what = "Which examples carry the change of the loss"
         return Chapter() if reason is None else Chapter((unmeasured(ID, what, reason, (), CITATION),))
-    groups = _groups(run, last.step)
-    return Chapter((_finding(_checks(run), last, groups),), () if groups is None else (_figure(groups, last.step),))
+    # Swings come and go: curvature falls while they last, and rises until they are back.
+    shown = next((check for check in reversed(checks[-RECENT:]) if check.swings), checks[-1])
+    groups = _groups(run, shown.step)
+    figures = () if groups is None else (_figure(groups, shown.step),)
+    return Chapter((_finding(run, checks, shown, groups),), figures)
 
 
 def _checks(run: Run) -> list[_Check]:
-    names = ("carried", "gaussian", "cosine", "alternation")
+    """Every check that told how much the groups carry."""
+    names = ("carried", "gaussian", "cosine", "alternation", "growth")
     found = {}
     for name in names:
         series = run.series("opposing", name)
@@ -97,11 +108,18 @@ def _checks(run: Run) -> list[_Check]:
     return [_Check(step, *(found[name].get(step, math.nan) for name in names)) for step in steps]
 
 
+def _at(run: Run, name: str, step: int) -> Record | None:
+    """The record of one check."""
+    found = [one for one in run.records if (one.probe, one.name, one.step) == ("opposing", name, step)]
+    return next((one for one in reversed(found) if one.status == "ok"), None)
+
+
 def _groups(run: Run, step: int) -> _Groups | None:
+    """None where arrays are missing or are not what they should be: a folder may be damaged."""
     arrays = []
     for name in ("changes", "rising", "falling"):
-        record = run.last("opposing", name)
-        array = None if record is None or record.step != step else run.array(record)
+        record = _at(run, name, step)
+        array = None if record is None else run.array(record)
         if array is None or array.ndim != 1:
             return None
         arrays.append(array)
@@ -111,9 +129,7 @@ def _groups(run: Run, step: int) -> _Groups | None:
     return _Groups(changes.astype(numpy.float64), rising.astype(int).tolist(), falling.astype(int).tolist())
 
 
-def _finding(checks: list[_Check], last: Record, groups: _Groups | None) -> Finding:
-    check = checks[-1]
-    swinging = sum(one.swings for one in checks)
+def _finding(run: Run, checks: list[_Check], check: _Check, groups: _Groups | None) -> Finding:
     few = "A few examples" if groups is None else _few(groups)
     claim = f"{few} carry {check.carried:.0%} of the change of the losses in a step"
     if math.isfinite(check.gaussian):
@@ -121,21 +137,24 @@ def _finding(checks: list[_Check], last: Record, groups: _Groups | None) -> Find
     if math.isfinite(check.cosine):
         claim += f"; the gradients of those that rise and those that fall have a cosine of {check.cosine:.2f}"
     if math.isfinite(check.alternation):
-        claim += f", and changes of two steps a correlation of {check.alternation:.2f}"
+        claim += f"; changes in this step and in the next have a correlation of {check.alternation:.2f}"
     if check.swings:
         claim = f"Two opposing groups of examples swing from step to step: {claim[0].lower()}{claim[1:]}"
+    swinging = sum(one.swings for one in checks)
     several = f"; {swinging} of {counted(len(checks), 'check')} are so" if swinging and len(checks) > 1 else ""
+    record = _at(run, "carried", check.step)
+    error = 0.0 if record is None or record.error is None else record.error
     return Finding(
         id=ID,
         level="warn" if check.swings else "ok",
         claim=f"{claim}, at step {check.step}{several}.",
-        value=Estimate(check.carried, last.error or 0.0, "residual", method_of(last)),
+        value=Estimate(check.carried, error, "residual", method_of(record)),
         threshold=f"warned of above {MOST:.0%} and {BEYOND:g} times Gaussian, with cosine and correlation below "
-        f"{OPPOSED:g}",
+        f"{OPPOSED:g} and swings that last, in the last {RECENT} checks",
         meaning=_meaning(check),
         advice=_advice(groups) if check.swings else (),
         evidence=() if groups is None else ("opposing-changes",),
-        method=method_of(last),
+        method=method_of(record),
         citation=CITATION,
     )
 

@@ -7,7 +7,7 @@ curvature along that feature the swings grow, and these examples carry most of w
 
 With ℓ_i scaled such that their mean is L, and δ_i what a step θ → θ + Δ makes of it: the examples of largest δ and of
 smallest δ are the two groups. They oppose each other where their mean gradients have a cosine near −1, and oscillate
-where δ of this step and of the last are anticorrelated over the examples. A step picks those that rise and those that
+where δ of this step and of the next are anticorrelated over the examples. A step picks those that rise and those that
 fall by the sign of g_i·Δ, so that the cosine comes out somewhat negative for any two groups; with a handful of
 parameters it is −1 whatever the data. It takes all three together: a large share, a cosine near −1, alternating signs.
 
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from scipy.special import ndtri
@@ -55,8 +54,10 @@ class OpposingSignals:
         gaussian: the share that as many examples would make up if changes were Gaussian around zero.
         net: |Σδ_i| / Σ|δ_i| over the two groups: 0 where rise and fall cancel, 1 where there is one of them only.
         cosine: between the mean gradients of the two groups, at the start of the step.
-        alternation: correlation, over the examples, of these changes with those of the step before; near −1 where the
-            losses swing back and forth. None where no step before was given.
+        alternation: correlation, over the examples, of these changes with those of the step after it; near −1 where
+            the losses swing back and forth. None where no step after it was given.
+        growth: how large the spread of the changes is in the step after it, over that in this one: a swing of 1 or more
+            lasts, and one below it dies away. None likewise.
         loss_change: L(θ + Δ) − L(θ).
     """
 
@@ -69,6 +70,7 @@ class OpposingSignals:
     net: Estimate
     cosine: Estimate
     alternation: Estimate | None
+    growth: Estimate | None
     loss_change: Estimate
 
     def __str__(self) -> str:
@@ -81,7 +83,10 @@ class OpposingSignals:
             f"{self.cosine}"
         ]
         if self.alternation is not None:
-            lines.append(f"correlation with the changes of the step before {self.alternation}")
+            lines.append(
+                f"correlation with the changes of the step after it {self.alternation}, which are {self.growth} times "
+                "as large"
+            )
         lines += [f"{name}: {_listed(group)}" for name, group in (("rising", self.rising), ("falling", self.falling))]
         return "\n".join(lines)
 
@@ -89,17 +94,17 @@ class OpposingSignals:
 
 
 def opposing_signals(
-    objective: Objective, update: Tensor, *, previous: Tensor | OpposingSignals | None = None, share: float = 0.01
+    objective: Objective, update: Tensor, *, following: Tensor | None = None, share: float = 0.01
 ) -> OpposingSignals:
     """Which examples' losses a step changes most, whether they oppose each other, and whether they alternate.
 
-    Costs three passes of losses, one more for a previous step that is a tensor, and the gradients of the two groups.
-    The examples are taken as they are: nothing is drawn, and errors are those of rounding.
+    Costs three passes of losses, two more where a second step follows, and the gradients of the two groups. The
+    examples are taken as they are: nothing is drawn, and errors are those of rounding.
 
     Args:
         objective: the loss, a mean or a sum over examples.
         update: Δ, shape (P,), in the order of ``objective.space``: θ' − θ, learning rate and all.
-        previous: the step that led to the present parameters, (P,), or what this function gave for it.
+        following: the step after it, θ'' − θ', (P,).
         share: of the examples in each group, at least one. By default 1 %, so that shares compare from step to step
             and run to run; a cut by size would make groups of another size each time, and none at all where changes
             are Gaussian. Only those whose losses rise are in one, and only those whose losses fall in the other.
@@ -136,17 +141,17 @@ def opposing_signals(
     errors = CAUTION * doubt.abs().clamp_min(float(doubt.square().mean().sqrt()))
     changes = per_example_losses(objective, moved(objective, start, delta)) - now
     how = f"losses before and after a step; {objective.description}"
-    alternation = None
-    if previous is not None:
-        before = _previous(objective, previous, start, now, errors)
-        alternation = _correlation(before, (changes, errors), how)
+    alternation = growth = None
+    if following is not None:
+        onwards = start + delta, checked_direction(objective, following, "following")
+        alternation, growth = _compared(changes, _changes(objective, *onwards), errors, how)
     everything, rounding = float(changes.abs().sum()), float(errors.sum())
     loss_change = Estimate(float(changes.mean()), rounding / len(changes), "residual", how)
     if not 2 * rounding < everything:
         nothing = Estimate(math.nan, math.nan, "residual", f"{ROUNDED}; {how}")
         nobody = torch.zeros(0, dtype=torch.int64, device=changes.device)
         return OpposingSignals(
-            changes, errors, nobody, nobody, nothing, math.nan, nothing, nothing, alternation, loss_change
+            changes, errors, nobody, nobody, nothing, math.nan, nothing, nothing, alternation, growth, loss_change
         )
     count = max(1, round(part * len(changes)))
     rising, falling = (_largest(sign * changes, errors, count) for sign in (1.0, -1.0))
@@ -163,6 +168,7 @@ def opposing_signals(
         net=Estimate(net, 2 * float(errors[both].sum()) / swings, "residual", how),
         cosine=_cosine(objective, rising, falling, len(changes)),
         alternation=alternation,
+        growth=growth,
         loss_change=loss_change,
     )
 
@@ -199,33 +205,25 @@ def _cosine(objective: Objective, rising: Tensor, falling: Tensor, count: int) -
     return exact(float(one @ other), how)
 
 
-def _previous(objective: Objective, previous: Any, start: Tensor, now: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
-    """δ_i of the step before, and their errors."""
-    if not isinstance(previous, OpposingSignals):
-        step = checked_direction(objective, previous, "previous")
-        return now - per_example_losses(objective, moved(objective, start, -step)), errors
-    if previous.changes.shape != now.shape:
-        raise DiagnosticsError(
-            "previous is of other examples",
-            given=f"changes of {len(previous.changes)} examples",
-            expected=f"a step on the same {len(now)}",
-        )
-    return previous.changes, previous.errors
+def _changes(objective: Objective, start: Tensor, step: Tensor) -> Tensor:
+    """δ_i of a step from anywhere."""
+    here = per_example_losses(objective, moved(objective, start, torch.zeros_like(start)))
+    return per_example_losses(objective, moved(objective, start, step)) - here
 
 
-def _correlation(before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor], how: str) -> Estimate:
-    """Pearson's, with the most that errors of both may turn it by."""
+def _compared(changes: Tensor, after: Tensor, errors: Tensor, how: str) -> tuple[Estimate, Estimate]:
+    """Pearson's correlation and the quotient of spreads, with the most that rounding of both may do."""
     how = f"changes over two steps; {how}"
-    away, error = [], 0.0
-    for changes, errors in (before, after):
-        centred = changes - changes.mean()
-        size = float(torch.linalg.vector_norm(centred))
-        error += float(torch.linalg.vector_norm(errors)) / size if size else math.inf
-        away.append(centred / size)
+    spreads = [one - one.mean() for one in (changes, after)]
+    sizes = [float(torch.linalg.vector_norm(spread)) for spread in spreads]
+    rounding = float(torch.linalg.vector_norm(errors))
+    error = sum(rounding / size if size else math.inf for size in sizes)
     if not error < 0.5:
-        return Estimate(math.nan, math.nan, "residual", f"{ROUNDED}, in one of two steps; {how}")
-    one, other = away
-    return Estimate(float(one @ other), error, "residual", how)
+        nothing = Estimate(math.nan, math.nan, "residual", f"{ROUNDED}, in one of two steps; {how}")
+        return nothing, nothing
+    one, other = (spread / size for spread, size in zip(spreads, sizes, strict=True))
+    growth = sizes[1] / sizes[0]
+    return Estimate(float(one @ other), error, "residual", how), Estimate(growth, growth * error, "residual", how)
 
 
 def _listed(group: Tensor) -> str:

@@ -18,10 +18,11 @@ from torch.nn import functional as F
 
 from diagnostics import DiagnosticsError, Objective, OpposingSignals, opposing_signals, sharpness
 from diagnostics.noise.opposing import _gaussian
+from diagnostics.stability.trial_step import trial_steps
 from tests.cases.language import gpt2
 from tests.cases.models import mlp
 from tests.probes.toy import Toy
-from tests.reference.opposing_loops import changes, cosine
+from tests.reference.opposing_loops import changes, cosine, stepped
 from tests.reference.per_example_loops import Contribution
 
 UP, DOWN = [17, 63], [110, 180]
@@ -51,50 +52,56 @@ class Planted:
     def update(self) -> Tensor:
         return -self.lr * self.objective.gradient()
 
-    def train(self, steps: int) -> Tensor:
-        """The last step."""
-        update = self.update()
+    def following(self) -> Tensor:
+        return trial_steps(self.objective, torch.optim.SGD(self.model.parameters(), lr=self.lr), 2)[1]
+
+    def train(self, steps: int) -> None:
         for _ in range(steps):
             update = self.update()
             with torch.no_grad():
                 self.model.weight.add_(update.view_as(self.model.weight))
-        return update
 
 
 def test_planted_groups_are_found_exactly_at_the_edge_and_alternate() -> None:
     planted = Planted(lr=3.2)
-    last = planted.train(300)
+    planted.train(300)
     assert planted.lr * float(sharpness(planted.objective).values[0]) / 2 > 0.9
-    found = opposing_signals(planted.objective, planted.update(), previous=last)
+    found = opposing_signals(planted.objective, planted.update(), following=planted.following())
     assert {frozenset(found.rising.tolist()), frozenset(found.falling.tolist())} == {frozenset(UP), frozenset(DOWN)}
     assert float(found.carried) > 0.8
     assert float(found.cosine) < -0.95
     assert found.alternation is not None
     assert float(found.alternation) < -0.95
     assert float(found.net) < 0.5
-    # The next step: the two groups have changed places.
+    assert found.growth is not None
+    assert float(found.growth) == pytest.approx(1.0, abs=0.05)
+    # In the next step the two groups have changed places.
     planted.train(1)
-    after = opposing_signals(planted.objective, planted.update(), previous=found)
+    after = opposing_signals(planted.objective, planted.update())
     assert set(after.rising.tolist()) == set(found.falling.tolist())
-    assert float(after.alternation) < -0.95
+    assert float(numpy.corrcoef(found.changes, after.changes)[0, 1]) == pytest.approx(
+        float(found.alternation), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize(("lr", "outliers", "steps"), [(0.1, True, 30), (0.1, False, 30), (3.2, False, 10)])
 def test_at_a_small_rate_or_without_them_nothing_is_seen(lr: float, outliers: bool, steps: int) -> None:
     planted = Planted(lr, outliers)
-    last = planted.train(steps)
-    found = opposing_signals(planted.objective, planted.update(), previous=last)
+    planted.train(steps)
+    found = opposing_signals(planted.objective, planted.update(), following=planted.following())
     assert float(found.carried) < 3 * found.gaussian
     assert float(found.alternation) > 0.5
 
 
 def compare(objective: Objective, contribution: Contribution, update: Tensor, share: float = 0.2) -> OpposingSignals:
-    found = opposing_signals(objective, update, share=share, previous=0.3 * update.flip(0))
+    following = 0.3 * update.flip(0)
+    found = opposing_signals(objective, update, share=share, following=following)
     count = len(found.changes)
     twin = changes(objective.model, contribution, count, update)
     torch.testing.assert_close(found.changes, twin, rtol=1e-9, atol=1e-12)
-    before = -changes(objective.model, contribution, count, -0.3 * update.flip(0))
-    assert float(found.alternation) == pytest.approx(float(numpy.corrcoef(before, twin)[0, 1]), rel=1e-8)
+    after = changes(stepped(objective.model, update), contribution, count, following)
+    assert float(found.alternation) == pytest.approx(float(numpy.corrcoef(after, twin)[0, 1]), rel=1e-8)
+    assert float(found.growth) == pytest.approx(float(after.std() / twin.std()), rel=1e-8)
     size = max(1, round(share * count))
     order = sorted(range(count), key=lambda place: float(twin[place]))
     rising = [place for place in order[::-1][:size] if twin[place] > 0]
@@ -176,7 +183,7 @@ def test_changes_that_are_only_rounding_are_no_signal() -> None:
     assert not found.cosine.determined
     assert "no more than rounding" in str(found)
     assert found.rising.tolist() == found.falling.tolist() == []
-    clear = opposing_signals(toy.objective, 0.1 * step, previous=1e-8 * step)
+    clear = opposing_signals(toy.objective, 0.1 * step, following=1e-8 * step)
     assert clear.carried.determined
     assert not clear.alternation.determined
     # What is said to be the error covers what single precision does to the same model.
@@ -188,12 +195,13 @@ def test_changes_that_are_only_rounding_are_no_signal() -> None:
 
 def test_what_is_printed_names_the_examples() -> None:
     planted = Planted(lr=3.2)
-    last = planted.train(100)
-    text = str(opposing_signals(planted.objective, planted.update(), previous=last, share=0.05))
+    planted.train(100)
+    update, following = planted.update(), planted.following()
+    text = str(opposing_signals(planted.objective, update, following=following, share=0.05))
     assert "20 of 200 examples carry" in text
-    assert "correlation with the changes of the step before -1" in text
+    assert "correlation with the changes of the step after it -1" in text
     assert "and 5 more" in text
-    plain = str(opposing_signals(planted.objective, planted.update()))
+    plain = str(opposing_signals(planted.objective, update))
     assert "rising: " in plain
     assert "correlation" not in plain
 
@@ -207,14 +215,11 @@ def test_bad_input_is_refused() -> None:
     for update in (torch.ones(3), 0 * step, math.nan * step, None):
         with pytest.raises(DiagnosticsError, match="update"):
             opposing_signals(toy.objective, update)
-    with pytest.raises(DiagnosticsError, match="previous"):
-        opposing_signals(toy.objective, step, previous=torch.ones(2))
+    with pytest.raises(DiagnosticsError, match="following"):
+        opposing_signals(toy.objective, step, following=torch.ones(2))
     few = Objective(toy.model, F.cross_entropy, (toy.x[:3], toy.y[:3]))
     with pytest.raises(DiagnosticsError, match="too few examples"):
         opposing_signals(few, step)
-    fewer = Objective(toy.model, F.cross_entropy, (toy.x[:5], toy.y[:5]))
-    with pytest.raises(DiagnosticsError, match="previous is of other examples"):
-        opposing_signals(fewer, step, previous=opposing_signals(toy.objective, step))
 
 
 def test_training_with_the_measure_in_every_step_is_bit_identical() -> None:
@@ -226,6 +231,6 @@ def test_training_with_the_measure_in_every_step_is_bit_identical() -> None:
             toy.step()
             if measured:
                 update = torch.ones(toy.objective.num_parameters)
-                opposing_signals(toy.objective, update, previous=-update)
+                opposing_signals(toy.objective, update, following=-update)
         ends.append([*toy.model.state_dict().values(), *(p.grad for p in toy.model.parameters()), torch.rand(2)])
     assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
