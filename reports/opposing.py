@@ -66,7 +66,8 @@ class _Check:
     def swings(self) -> bool:
         """Whether few carry most, oppose each other, and swing."""
         few = self.carried > max(MOST, BEYOND * self.gaussian)
-        return few and max(self.cosine, self.alternation) < OPPOSED and self.growth > LASTING
+        opposed = self.cosine < OPPOSED and self.alternation < OPPOSED
+        return few and opposed and self.growth > LASTING
 
 
 @dataclass(frozen=True)
