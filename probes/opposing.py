@@ -29,7 +29,7 @@ PLANNED = "in the next step, which a copy of the optimizer takes with the object
 class OpposingSignals:
     """How much of the change of the losses a few examples carry, whether these oppose each other, and which they are.
 
-    A check takes five passes of losses over the objective's examples, two gradients, and those of the two groups.
+    A check takes four passes of losses over the objective's examples, two gradients, and those of the two groups.
     Some hundreds of the training examples are wanted: what is rare must be among them.
 
     Args:

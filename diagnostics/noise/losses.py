@@ -26,6 +26,7 @@ from diagnostics.arguments import require_objective
 from diagnostics.batches import describe
 from diagnostics.errors import DiagnosticsError
 from diagnostics.forms import Batch, scalar
+from diagnostics.loss_terms import leading_dimension
 from diagnostics.microbatch import slack_of
 from diagnostics.minibatches import Minibatches
 from diagnostics.objective import Objective
@@ -76,7 +77,7 @@ class _Batch:
 
     def __init__(self, objective: Objective, index: int, values: Sequence[Tensor]) -> None:
         self.objective, self.index, self.values = objective, index, values
-        self.length = lengths(objective)[index]
+        self.length = int(leading_dimension(objective.batches[index]))
 
     def contributions(self) -> Tensor:
         """s_i ℓ_i, (n,): their sum is the loss of the batch.
@@ -225,7 +226,6 @@ def _of_terms(seen: OutputLoss, batch: Batch, length: int) -> Tensor | None:
         vars(criterion)["reduction"] = "none"
         targets = batch["labels"] if isinstance(batch, Mapping) else batch[1]
         together = precise.reshape(targets.shape) if isinstance(batch, Mapping) else precise
-        # The criterion may hold weights of elements, which fit a whole batch only.
         terms = seen.kind.weight * criterion(together, targets.to(together))
     else:
         return None

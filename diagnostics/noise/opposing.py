@@ -98,7 +98,7 @@ def opposing_signals(
 ) -> OpposingSignals:
     """Which examples' losses a step changes most, whether they oppose each other, and whether they alternate.
 
-    Costs three passes of losses, two more where a second step follows, and the gradients of the two groups. The
+    Costs three passes of losses, one more where a second step follows, and the gradients of the two groups. The
     examples are taken as they are: nothing is drawn, and errors are those of rounding.
 
     Args:
@@ -139,12 +139,13 @@ def opposing_signals(
     doubt = per_example_losses(objective, moved(objective, start, last_digits(objective, start))) - now
     # A sample of rounding may be zero by chance: no example is taken to have less than is usual.
     errors = CAUTION * doubt.abs().clamp_min(float(doubt.square().mean().sqrt()))
-    changes = per_example_losses(objective, moved(objective, start, delta)) - now
+    reached = per_example_losses(objective, moved(objective, start, delta))
+    changes = reached - now
     how = f"losses before and after a step; {objective.description}"
     alternation = growth = None
     if following is not None:
-        onwards = start + delta, checked_direction(objective, following, "following")
-        alternation, growth = _compared(changes, _changes(objective, *onwards), errors, how)
+        onwards = moved(objective, start + delta, checked_direction(objective, following, "following"))
+        alternation, growth = _compared(changes, per_example_losses(objective, onwards) - reached, errors, how)
     everything, rounding = float(changes.abs().sum()), float(errors.sum())
     loss_change = Estimate(float(changes.mean()), rounding / len(changes), "residual", how)
     if not 2 * rounding < everything:
@@ -174,9 +175,9 @@ def opposing_signals(
 
 
 def _largest(changes: Tensor, errors: Tensor, count: int) -> Tensor:
-    """The examples of the largest changes, as far as these are positive beyond their errors."""
-    found = changes.topk(min(count, len(changes))).indices
-    chosen: Tensor = found[changes[found] > errors[found]]
+    """The examples of the largest changes among those that are positive beyond their errors."""
+    beyond = changes.where(changes > errors, 0.0)
+    chosen: Tensor = beyond.topk(min(count, int((beyond > 0).sum()))).indices
     return chosen
 
 
@@ -203,12 +204,6 @@ def _cosine(objective: Objective, rising: Tensor, falling: Tensor, count: int) -
         return Estimate(math.nan, math.nan, "exact", f"a group's gradient is zero or not finite; {how}")
     one, other = (gradient / size for gradient, size in zip(gradients, sizes, strict=True))
     return exact(float(one @ other), how)
-
-
-def _changes(objective: Objective, start: Tensor, step: Tensor) -> Tensor:
-    """δ_i of a step from anywhere."""
-    here = per_example_losses(objective, moved(objective, start, torch.zeros_like(start)))
-    return per_example_losses(objective, moved(objective, start, step)) - here
 
 
 def _compared(changes: Tensor, after: Tensor, errors: Tensor, how: str) -> tuple[Estimate, Estimate]:

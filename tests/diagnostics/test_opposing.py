@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diagnostics import DiagnosticsError, Objective, OpposingSignals, opposing_signals, sharpness
-from diagnostics.noise.opposing import _gaussian
+from diagnostics.noise.opposing import _gaussian, _largest
 from diagnostics.stability.trial_step import trial_steps
 from tests.cases.language import gpt2
 from tests.cases.models import mlp
@@ -191,6 +191,12 @@ def test_changes_that_are_only_rounding_are_no_signal() -> None:
     true = opposing_signals(exact, 0.1 * step)
     assert bool(((clear.changes - true.changes).abs() <= clear.errors).all())
     assert abs(float(clear.carried) - float(true.carried)) <= clear.carried.error
+
+
+def test_a_change_that_may_be_rounding_is_in_no_group() -> None:
+    changes, errors = torch.tensor([5.0, 1.0, -3.0, 0.0]), torch.tensor([6.0, 0.1, 0.1, 0.1])
+    assert _largest(changes, errors, 1).tolist() == [1]
+    assert _largest(-changes, errors, 3).tolist() == [2]
 
 
 def test_what_is_printed_names_the_examples() -> None:

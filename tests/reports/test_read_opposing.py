@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -16,6 +17,7 @@ from probes import Monitor, OpposingSignals
 from probes.run import Record, Run
 from reports import opposing
 from reports.chapter import Chapter
+from reports.demo.digits import digits
 from reports.finding import Finding
 
 SWINGING = {"carried": 0.8, "gaussian": 0.07, "cosine": -0.95, "alternation": -0.97, "growth": 1.0}
@@ -158,3 +160,26 @@ def test_a_whole_run_from_data_to_verdict(planted: bool, lr: float, level: str, 
             frozenset({"17", "63"}),
             frozenset({"110", "180"}),
         }
+
+
+@pytest.mark.parametrize(("optimizer", "lr"), [(torch.optim.SGD, 0.5), (torch.optim.AdamW, 0.01)])
+def test_mini_batches_that_throw_a_few_hard_digits_about_are_no_alarm(
+    optimizer: Any, lr: float, tmp_path: Path
+) -> None:
+    """Late in training a few losses are all that is left, and each batch moves them: real steps would seem to swing."""
+    torch.manual_seed(0)
+    x, y = digits(600)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+    loss, steps = torch.nn.CrossEntropyLoss(), optimizer(model.parameters(), lr=lr)
+    out = tmp_path / "run"
+    with Monitor(
+        model, steps, Objective(model, loss, (x, y)), out=out, probes=[OpposingSignals()], every=60, budget=None
+    ):
+        for _ in range(300):
+            batch = torch.randint(len(x), (32,))
+            steps.zero_grad()
+            loss(model(x[batch]), y[batch]).backward()
+            steps.step()
+    run = Run.open(out)
+    assert run.series("opposing", "carried").values[-1] > 3 * run.series("opposing", "gaussian").values[-1]
+    assert groups_of(opposing.read(run)).level == "ok"
