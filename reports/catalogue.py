@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from probes.run import Run
-from reports import training, units, weights
+from reports import opposing, training, units, weights
 from reports.chapter import Chapter
 from reports.learning_rate import chapter as learning_rate
 from reports.noise import chapter as noise
@@ -30,6 +30,7 @@ CHAPTERS: dict[str, Callable[[Run], Chapter]] = {
     "ascent": ascent.read,
     "noise_scale": noise.read,
     "gradient_alignment": noise.read_alignment,
+    "opposing": opposing.read,
     "spectrum": spectrum.read,
     "learning_rate": learning_rate.read,
     "units": units.read,

@@ -16,6 +16,7 @@ _CURVATURE = (
     "gradient_flow/",
     "noise_scale/",
     "gradient_alignment/",
+    "opposing/",
 )
 
 CONSEQUENCES: dict[str, tuple[str, ...]] = {

@@ -24,11 +24,10 @@ from diagnostics.averages import mean
 from diagnostics.curvature.draws import random_stream
 from diagnostics.curvature.operators import Hessian
 from diagnostics.estimate import Estimate
-from diagnostics.loss_terms import leading_dimension
 from diagnostics.minibatches import Minibatches
 from diagnostics.noise.from_examples import parts_of
 from diagnostics.objective import Objective
-from diagnostics.recorded.examples import lengths, rows
+from diagnostics.recorded.examples import gathered, lengths
 
 Step = Callable[[Tensor], Tensor]
 """From a gradient (P,) to the step an optimizer makes of it."""
@@ -94,7 +93,7 @@ def _from_every_example(objective: Objective, hessian: Hessian, gradient: Tensor
     own: list[list[float]] = [[] for _ in steps]
     along: list[list[float]] = [[] for _ in steps]
     for place in range(count):
-        one = _mean_over(objective, torch.arange(count) == place, summed)
+        one = gathered(objective, torch.arange(count) == place, summed).gradient()
         for index, step in enumerate(steps):
             own[index].append(_Form(hessian, step)(one, one))
             along[index].append(float(step(one).double() @ products[index].double()))
@@ -115,31 +114,4 @@ def halves(objective: Objective, gradient: Tensor, draws: int, seed: int) -> Ite
     for _ in range(draws):
         chosen = torch.zeros(count, dtype=torch.bool)
         chosen[torch.randperm(count, generator=generator)[: count // 2]] = True
-        yield _mean_over(objective, chosen, summed) - gradient
-
-
-def _mean_over(objective: Objective, chosen: Tensor, summed: bool) -> Tensor:
-    """The mean of g_i over the chosen examples, (P,): marks (N,) in the order of the batches."""
-    pieces, weights, terms, origins = [], [], [], []
-    first = 0
-    for index, (batch, weight, whole) in enumerate(
-        zip(objective.batches, objective.weights, objective.terms, strict=True)
-    ):
-        length = int(leading_dimension(batch))
-        places = chosen[first : first + length].nonzero().flatten().tolist()
-        first += length
-        if not (places and weight):
-            continue
-        piece = rows(batch, places)
-        held = objective.count_terms(piece)
-        share = float(held > 0) if summed else held / whole
-        if not share:
-            continue
-        pieces.append(piece)
-        terms.append(held)
-        weights.append(weight * share * len(chosen) / int(chosen.sum()))
-        origins.append((index, places[0]))
-    if not pieces:
-        # Chosen examples without a loss term have no gradient.
-        return torch.zeros(objective.num_parameters, dtype=objective.space.dtype, device=objective.space.device)
-    return objective.rebatched(pieces, weights, terms, origins).gradient()
+        yield gathered(objective, chosen, summed).gradient() - gradient

@@ -51,6 +51,33 @@ def some(objective: Objective, index: int, groups: Sequence[Sequence[int]]) -> O
     return objective.rebatched(pieces, [1.0] * len(pieces), counts, [(index, places[0]) for places in groups])
 
 
+def gathered(objective: Objective, chosen: Tensor, summed: bool) -> Objective:
+    """An Objective whose gradient is the mean of g_i over some examples.
+
+    Args:
+        objective: the whole.
+        chosen: marks (N,), over the examples of all batches in order.
+        summed: whether the loss adds its examples up.
+    """
+    pieces, weights, terms, origins = [], [], [], []
+    first = 0
+    for index, (batch, weight, whole) in enumerate(
+        zip(objective.batches, objective.weights, objective.terms, strict=True)
+    ):
+        places = chosen[first : first + int(leading_dimension(batch))].nonzero().flatten().tolist()
+        first += int(leading_dimension(batch))
+        if not (places and weight):
+            continue
+        piece = rows(batch, places)
+        held = objective.count_terms(piece)
+        share = float(held > 0) if summed else held / whole
+        pieces.append(piece)
+        terms.append(held)
+        weights.append(weight * share * len(chosen) / int(chosen.sum()))
+        origins.append((index, places[0]))
+    return objective.rebatched(pieces, weights, terms, origins)
+
+
 def lengths(objective: Objective) -> list[int]:
     """How many examples each batch holds."""
     return [int(leading_dimension(batch)) for batch in objective.batches]
