@@ -21,6 +21,9 @@ Before = Literal["nothing", "ours", "unknown"]
 EQUAL = 1e-6
 """Relative difference of squared norms of the same gradient at two addresses, where sums may take another order."""
 
+MOST = 1024
+"""Micro-batches that are kept: a loop that never calls ``step`` must not fill the memory."""
+
 NONE = "no micro-batch was seen before it (gradients inside a closure are not followed)"
 SINGLE = "one micro-batch, where noise needs two"
 LEFT_OVER = "gradients were left over from before its first micro-batch"

@@ -27,14 +27,11 @@ from torch.utils.hooks import unserializable_hook
 from diagnostics import DiagnosticsError, NoiseTracker
 from diagnostics.parameters import unwrap
 from diagnostics.stability.rules import unwrap_optimizer
-from probes.streams.accumulation import Arrival, Before, Microbatch, step_of
+from probes.streams.accumulation import MOST, Arrival, Before, Microbatch, step_of
 from probes.streams.squares import read, squares
 from probes.streams.stream import BatchSize, Stream
 
 Reduction = Literal["mean", "sum"]
-
-MOST = 1024
-"""Micro-batches that are kept: a loop that never calls ``step`` must not fill the memory."""
 
 
 @dataclass

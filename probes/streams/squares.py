@@ -12,7 +12,6 @@ PIECE = 1 << 20
 """Elements that are summed in float32 on a CPU: over twenty million the sum is .2 % short."""
 
 
-@torch.no_grad()
 def squares(gradient: Tensor) -> list[Tensor]:
     """Numbers (), on the gradient's device, whose sum is its squared norm. Nothing waits for them.
 
@@ -27,7 +26,7 @@ def squares(gradient: Tensor) -> list[Tensor]:
     flat = (torch.view_as_real(gradient) if gradient.is_complex() else gradient).reshape(-1)
     if flat.device.type != "cpu":
         return [torch.linalg.vector_norm(flat, dtype=torch.promote_types(flat.dtype, torch.float32)).square()]
-    pieces = flat.split(PIECE)
+    pieces = (flat,) if flat.numel() <= PIECE else flat.split(PIECE)
     if flat.dtype in (torch.float32, torch.float64):
         # Half the time of a norm.
         return [torch.dot(piece, piece) for piece in pieces]
