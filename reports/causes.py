@@ -15,6 +15,7 @@ _CURVATURE = (
     "batch_ladder/",
     "gradient_flow/",
     "noise_scale/",
+    "noise_stream/",
 )
 
 CONSEQUENCES: dict[str, tuple[str, ...]] = {
