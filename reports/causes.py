@@ -17,6 +17,7 @@ _CURVATURE = (
     "noise_scale/",
     "gradient_alignment/",
     "opposing/",
+    "noise_stream/",
 )
 
 CONSEQUENCES: dict[str, tuple[str, ...]] = {
