@@ -3,6 +3,7 @@
 from probes.ascent import AscentSharpness as AscentSharpness
 from probes.batch_ladder import BatchLadder as BatchLadder
 from probes.batch_sharpness import BatchSharpness as BatchSharpness
+from probes.gradient_alignment import GradientAlignment as GradientAlignment
 from probes.gradient_curvature import GradientCurvature as GradientCurvature
 from probes.gradient_flow import GradientFlow as GradientFlow
 from probes.learning_rate import EffectiveLearningRate as EffectiveLearningRate

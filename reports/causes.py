@@ -15,6 +15,7 @@ _CURVATURE = (
     "batch_ladder/",
     "gradient_flow/",
     "noise_scale/",
+    "gradient_alignment/",
     "opposing/",
 )
 

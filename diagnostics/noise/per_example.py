@@ -19,12 +19,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diagnostics.averages import Draws
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, exact
 from diagnostics.objective import Objective
 from diagnostics.quiet import quiet
 from diagnostics.recorded.contractions import dots, squared_norms
 from diagnostics.recorded.contributions import Contribution, Direct, in_blocks, squares_of
+from diagnostics.recorded.elementwise import squares_in
 from diagnostics.recorded.examples import square
 from diagnostics.recorded.one_pass import OnePass
 from diagnostics.recorded.sheets import sheets
@@ -81,14 +83,17 @@ class GradientGram:
         return f"GradientGram({self})"
 
 
-def per_example_gradient_norms(objective: Objective) -> PerExampleNorms:
+def per_example_gradient_norms(objective: Objective, *, metric: Tensor | None = None) -> PerExampleNorms:
     """‖g_i‖ of every example, where the mean of the g_i is ∇L.
 
     Args:
         objective: the loss, a mean or a sum over examples.
+        metric: d, (P,), not below zero: norms are √Σ_j d_j g_ij², as an optimizer sees them that scales coordinates;
+            None for plain ones.
 
     Raises:
-        DiagnosticsError: batch normalisation or the loss couples the examples; a loss or gradient is not finite.
+        DiagnosticsError: batch normalisation or the loss couples the examples; a loss or gradient is not finite; a
+            metric of another shape.
 
     Source: arXiv 1510.01799.
 
@@ -102,27 +107,32 @@ def per_example_gradient_norms(objective: Objective) -> PerExampleNorms:
     """
     run = OnePass(objective, mean=True)
     count = run.examples
+    weights = None if metric is None else _by_parameter(objective, "metric", metric)
     with quiet(objective.model, objective.mode):
         squares = {name: torch.zeros(count, dtype=torch.float64, device=run.device) for name in objective.space.names}
 
         def recorded(name: str, size: int, at: slice, found: list[Contribution], built: bool) -> None:
             if not built:
-                squares[name][at] = squared_norms(found, size)
+                squares[name][at] = (
+                    squared_norms(found, size) if weights is None else squares_in(found, size, weights[name])
+                )
                 return
             parts = []
             for block in in_blocks(found, size):
-                parts.append(squares_of(block))
+                parts.append(squares_of(block) if weights is None else block.double().square() @ weights[name])
                 run.average({name: block.sum(0)})
             squares[name][at] = torch.cat(parts)
 
         def alone(place: int, parts: Mapping[str, Tensor]) -> None:
             for name, part in parts.items():
-                squares[name][place] = square(part)
+                squares[name][place] = square(part if weights is None else part.flatten() * weights[name].sqrt())
 
         run.through(recorded, alone)
         total = torch.stack(list(squares.values())).sum(0)
         run.require_finite(total)
-        mean_square = sum(square(part) for part in run.total.values()) / count**2
+        mean_square = sum(
+            square(part if weights is None else part * weights[name].sqrt()) for name, part in run.total.items()
+        ) / (count**2)
     return PerExampleNorms(total.sqrt(), exact(mean_square, run.how), squares, run.routes, run.how)
 
 
@@ -143,25 +153,44 @@ def per_example_gradient_dots(objective: Objective, vector: Tensor) -> Tensor:
         >>> bool(torch.isclose(per_example_gradient_dots(objective, gradient).mean(), gradient.double().square().sum()))
         True
     """
+    return torch.stack(list(dots_by_parameter(objective, vector).values())).sum(0)
+
+
+def dots_by_parameter(objective: Objective, vector: Tensor) -> dict[str, Tensor]:
+    """What each parameter adds to ⟨g_i, v⟩, (N,), in float64, by name.
+
+    Raises:
+        DiagnosticsError: as ``per_example_gradient_dots``.
+    """
     run = OnePass(objective)
-    if tuple(vector.shape) != (objective.num_parameters,):
-        raise DiagnosticsError(
-            "vector is not one of the parameters", given=f"shape {tuple(vector.shape)}", expected="(P,)"
-        )
-    parts = dict(zip(objective.space.names, vector.split(list(objective.space.sizes)), strict=True))
+    parts = _by_parameter(objective, "vector", vector)
     with quiet(objective.model, objective.mode):
-        result = torch.zeros(run.examples, dtype=torch.float64, device=run.device)
+        result = {name: torch.zeros(run.examples, dtype=torch.float64, device=run.device) for name in parts}
 
         def recorded(name: str, _: int, at: slice, found: list[Contribution], __: bool) -> None:
-            result[at] += dots(found, parts[name])
+            result[name][at] = dots(found, parts[name])
 
         def alone(place: int, gradients: Mapping[str, Tensor]) -> None:
             for name, part in gradients.items():
-                result[place] += part.double().flatten() @ parts[name].double()
+                result[name][place] = part.double().flatten() @ parts[name]
 
         run.through(recorded, alone)
-        run.require_finite(result)
+        for values in result.values():
+            run.require_finite(values)
     return result
+
+
+def _by_parameter(objective: Objective, name: str, vector: Tensor) -> dict[str, Tensor]:
+    """A vector (P,) cut up by parameter, in float64."""
+    given = tuple(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
+    if given != (objective.num_parameters,):
+        raise DiagnosticsError(
+            f"{name} is not one of the parameters",
+            given=f"shape {given}" if isinstance(vector, Tensor) else str(given),
+            expected=f"a tensor (P,), here ({objective.num_parameters},)",
+        )
+    cut = vector.detach().to(objective.space.device, torch.float64).split(list(objective.space.sizes))
+    return dict(zip(objective.space.names, cut, strict=True))
 
 
 def gradient_gram(objective: Objective) -> GradientGram:
@@ -210,3 +239,15 @@ def gradient_gram(objective: Objective) -> GradientGram:
             run.add(matrix, found, sizes[name])
         run.require_finite(matrix.diagonal())
     return GradientGram(matrix, run.routes, run.how)
+
+
+def gram_matrix(source: Objective | GradientGram) -> Draws:
+    """⟨g_i, g_j⟩ (N, N) in float64 on the host, of an Objective or of what was measured already.
+
+    Raises:
+        DiagnosticsError: neither; or as ``gradient_gram``.
+    """
+    if not isinstance(source, GradientGram):
+        source = gradient_gram(source)
+    found: Draws = source.matrix.cpu().numpy()
+    return found

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure as Canvas
 from runs import run_of
 
 from probes.run import Record, Run
-from reports import noise
+from reports.noise import chapter as noise
 
 SIMPLE, WEIGHTED, BATCH = (("noise_scale", name) for name in ("simple", "hessian", "batch_size"))
 
@@ -42,6 +42,19 @@ def test_without_a_batch_the_scale_is_told_with_where_it_came_from() -> None:
     (figure,) = chapter.figures
     figure.draw(Canvas())
     assert [str(row[0]) for row in figure.table.rows] == ["0", "10"]
+
+
+def test_a_scale_that_was_lost_since_says_so() -> None:
+    run = run_of({SIMPLE: [10.0, 40.0]}, error=2.0)
+    note = "undetermined: the interval of |G|² reaches zero"
+    lost = Record(step=20, time=0.0, probe="noise_scale", name="simple", status="skipped", note=note)
+    layer = Record(step=30, time=0.0, probe="noise_scale", name="simple", layer="0", status="skipped", note=note)
+    (finding,) = noise.read(Run({}, [*run.records, lost, layer])).findings
+    assert "at step 10" in finding.claim
+    assert "from step 20 on these examples do not tell it" in finding.claim
+    assert finding.advice
+    (kept,) = noise.read(Run({}, [*run.records, layer])).findings
+    assert "do not tell" not in kept.claim
 
 
 def test_what_is_undetermined_says_why_and_nobody_asked_means_nothing() -> None:

@@ -13,10 +13,9 @@ import numpy
 from matplotlib.figure import Figure as Canvas
 
 from diagnostics.estimate import Estimate, format_value
-from probes.run import Run
-from probes.run.reader import Series
+from probes.run import Record, Run
 from reports import palette
-from reports.chapter import Chapter, method_of, reason_missing, step_table, unmeasured
+from reports.chapter import method_of, reason_missing, step_table, unmeasured
 from reports.charts import Edge, Line, lines, stacked
 from reports.document import Figure
 from reports.finding import Finding
@@ -33,13 +32,8 @@ _UNDETERMINED = (
 )
 
 
-def read(run: Run) -> Chapter:
-    """Finding and figure about gradient noise."""
-    simple, weighted = run.series("noise_scale", "simple"), run.series("noise_scale", "hessian")
-    return Chapter(tuple(_finding(run)), tuple(_figure(run, simple, weighted)))
-
-
-def _finding(run: Run) -> list[Finding]:
+def batch(run: Run) -> list[Finding]:
+    """Whether batches are small or large for the noise in their gradients."""
     last = run.last("noise_scale", "simple")
     if last is None or last.value is None:
         reason = reason_missing(run, "noise_scale")
@@ -51,8 +45,11 @@ def _finding(run: Run) -> list[Finding]:
     first = run.series("noise_scale", "simple")
     if len(first) > 1:
         claim += f", {'up' if last.value > first.values[0] else 'down'} from {first.values[0]:.3g}"
-    batch = run.last("noise_scale", "batch_size")
-    said, meaning = _against(batch.value if batch else None, last.value, 1.96 * (last.error or 0.0))
+    gone = next((one for one in run.records if _lost(one, last.step)), None)
+    if gone is not None:
+        claim += f"; from step {gone.step} on these examples do not tell it"
+    used = run.last("noise_scale", "batch_size")
+    said, meaning = _against(used.value if used else None, last.value, 1.96 * (last.error or 0.0))
     return [
         Finding(
             id=ID,
@@ -61,12 +58,18 @@ def _finding(run: Run) -> list[Finding]:
             value=Estimate(last.value, last.error or 0.0, "standard error", method_of(last)),
             threshold="",
             meaning=f"{meaning} A proxy for the critical batch size, which was seen to differ from it.",
-            advice=(),
+            advice=() if gone is None else _UNDETERMINED,
             evidence=("noise-scale",) if len(first) > 1 else (),
             method=method_of(last),
             citation=CITATION,
         )
     ]
+
+
+def _lost(record: Record, step: int) -> bool:
+    """Whether a check after this step could not tell signal from noise."""
+    of_all = (record.probe, record.name, record.layer) == ("noise_scale", "simple", None)
+    return of_all and record.status == "skipped" and record.step > step
 
 
 def _against(batch: float | None, scale: float, reach: float) -> tuple[str, str]:
@@ -90,22 +93,24 @@ def _against(batch: float | None, scale: float, reach: float) -> tuple[str, str]
     return f"; batches of {batch:g} are of its order", "Steps and examples are both used well at such a size."
 
 
-def _figure(run: Run, simple: Series, weighted: Series) -> list[Figure]:
+def figure(run: Run) -> list[Figure]:
+    """The noise scale over steps, and the batch in use."""
+    simple, weighted = run.series("noise_scale", "simple"), run.series("noise_scale", "hessian")
     if len(simple) < 2:
         return []
     curves = [Line("B_simple", simple, band=True)]
     if len(weighted) > 1:
         curves.append(Line("B_noise", weighted, color=palette.SERIES[1]))
-    batch = run.last("noise_scale", "batch_size")
+    used = run.last("noise_scale", "batch_size")
     return [
         Figure(
             id="noise-scale",
             title="Gradient noise scale",
             caption="In examples, log scale. B_simple is tr Σ/|G|², with one standard error; B_noise weighs both "
-            "by curvature." + (" Dashed: the batch in use." if batch else ""),
+            "by curvature." + (" Dashed: the batch in use." if used else ""),
             alt=f"Gradient noise scale over steps {simple.steps[0]} to {simple.steps[-1]}, from {simple.values[0]:.3g} "
             f"to {simple.values[-1]:.3g} examples.",
-            draw=partial(_draw, curves, None if batch is None else batch.value),
+            draw=partial(_draw, curves, None if used is None else used.value),
             table=step_table(tuple(curve.label for curve in curves), [curve.series for curve in curves]),
         )
     ]
