@@ -27,7 +27,7 @@ from diagnostics.estimate import Estimate
 from diagnostics.minibatches import Minibatches
 from diagnostics.noise.from_examples import parts_of
 from diagnostics.objective import Objective
-from diagnostics.recorded.examples import gathered, lengths
+from diagnostics.recorded.examples import lengths, mean_gradient
 
 Step = Callable[[Tensor], Tensor]
 """From a gradient (P,) to the step an optimizer makes of it."""
@@ -93,7 +93,7 @@ def _from_every_example(objective: Objective, hessian: Hessian, gradient: Tensor
     own: list[list[float]] = [[] for _ in steps]
     along: list[list[float]] = [[] for _ in steps]
     for place in range(count):
-        one = gathered(objective, torch.arange(count) == place, summed).gradient()
+        one = mean_gradient(objective, torch.arange(count) == place, summed)
         for index, step in enumerate(steps):
             own[index].append(_Form(hessian, step)(one, one))
             along[index].append(float(step(one).double() @ products[index].double()))
@@ -114,4 +114,4 @@ def halves(objective: Objective, gradient: Tensor, draws: int, seed: int) -> Ite
     for _ in range(draws):
         chosen = torch.zeros(count, dtype=torch.bool)
         chosen[torch.randperm(count, generator=generator)[: count // 2]] = True
-        yield gathered(objective, chosen, summed).gradient() - gradient
+        yield mean_gradient(objective, chosen, summed) - gradient

@@ -29,7 +29,7 @@ from diagnostics.estimate import Estimate, exact
 from diagnostics.minibatches import Minibatches
 from diagnostics.noise.losses import per_example_losses
 from diagnostics.objective import Objective
-from diagnostics.recorded.examples import gathered
+from diagnostics.recorded.examples import mean_gradient
 from diagnostics.stability.directional import CAUTION, checked_direction, last_digits, moved
 
 FEWEST = 4
@@ -197,7 +197,7 @@ def _cosine(objective: Objective, rising: Tensor, falling: Tensor, count: int) -
     for group in (rising, falling):
         chosen = torch.zeros(count, dtype=torch.bool)
         chosen[group.cpu()] = True
-        gradients.append(gathered(objective, chosen, summed).gradient().double())
+        gradients.append(mean_gradient(objective, chosen, summed).double())
     how = f"mean gradients of {len(rising)} and {len(falling)} examples; {objective.description}"
     sizes = [float(torch.linalg.vector_norm(gradient)) for gradient in gradients]
     if not all(0 < size < math.inf for size in sizes):

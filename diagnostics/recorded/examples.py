@@ -51,8 +51,8 @@ def some(objective: Objective, index: int, groups: Sequence[Sequence[int]]) -> O
     return objective.rebatched(pieces, [1.0] * len(pieces), counts, [(index, places[0]) for places in groups])
 
 
-def gathered(objective: Objective, chosen: Tensor, summed: bool) -> Objective:
-    """An Objective whose gradient is the mean of g_i over some examples.
+def mean_gradient(objective: Objective, chosen: Tensor, summed: bool) -> Tensor:
+    """The mean of g_i over some examples, (P,).
 
     Args:
         objective: the whole.
@@ -64,18 +64,24 @@ def gathered(objective: Objective, chosen: Tensor, summed: bool) -> Objective:
     for index, (batch, weight, whole) in enumerate(
         zip(objective.batches, objective.weights, objective.terms, strict=True)
     ):
-        places = chosen[first : first + int(leading_dimension(batch))].nonzero().flatten().tolist()
-        first += int(leading_dimension(batch))
+        length = int(leading_dimension(batch))
+        places = chosen[first : first + length].nonzero().flatten().tolist()
+        first += length
         if not (places and weight):
             continue
         piece = rows(batch, places)
         held = objective.count_terms(piece)
         share = float(held > 0) if summed else held / whole
+        if not share:
+            continue
         pieces.append(piece)
         terms.append(held)
         weights.append(weight * share * len(chosen) / int(chosen.sum()))
         origins.append((index, places[0]))
-    return objective.rebatched(pieces, weights, terms, origins)
+    if not pieces:
+        # Chosen examples without a loss term have no gradient.
+        return torch.zeros(objective.num_parameters, dtype=objective.space.dtype, device=objective.space.device)
+    return objective.rebatched(pieces, weights, terms, origins).gradient()
 
 
 def lengths(objective: Objective) -> list[int]:
