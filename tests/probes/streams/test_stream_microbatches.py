@@ -55,10 +55,20 @@ def frozen() -> nn.Module:
     return model
 
 
+class Checkpointed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(checkpoint(self.first, x, use_reentrant=False).tanh())  # type: ignore[no-any-return]
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "plain": plain,
     "frozen": frozen,
     "tied": Tied,
+    "checkpointed": Checkpointed,
     "sparse": lambda: Tied(sparse=True),
     "half": lambda: plain().to(torch.bfloat16),
     "double": lambda: plain().double(),
