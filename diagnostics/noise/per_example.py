@@ -13,7 +13,7 @@ Source: Goodfellow, arXiv 1510.01799; Gray et al., arXiv 2411.00999.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -115,9 +115,9 @@ def per_example_gradient_norms(objective: Objective) -> PerExampleNorms:
                 run.average({name: block.sum(0)})
             squares[name][at] = torch.cat(parts)
 
-        def alone(place: int, parts: Mapping[str, Tensor]) -> None:
-            for name, part in parts.items():
-                squares[name][place] = square(part)
+        def alone(places: list[int], parts: Mapping[str, Tensor]) -> None:
+            for name, rows in parts.items():
+                squares[name][places] = squares_of(rows)
 
         run.through(recorded, alone)
         total = torch.stack(list(squares.values())).sum(0)
@@ -155,9 +155,9 @@ def per_example_gradient_dots(objective: Objective, vector: Tensor) -> Tensor:
         def recorded(name: str, _: int, at: slice, found: list[Contribution], __: bool) -> None:
             result[at] += dots(found, parts[name])
 
-        def alone(place: int, gradients: Mapping[str, Tensor]) -> None:
-            for name, part in gradients.items():
-                result[place] += part.double().flatten() @ parts[name].double()
+        def alone(places: list[int], gradients: Mapping[str, Tensor]) -> None:
+            for name, rows in gradients.items():
+                result[places] += dots([Direct(rows)], parts[name])
 
         run.through(recorded, alone)
         run.require_finite(result)
@@ -184,6 +184,7 @@ def gradient_gram(objective: Objective) -> GradientGram:
     """
     run = OnePass(objective)
     sizes = dict(zip(objective.space.names, objective.space.sizes, strict=True))
+    tensors = dict(objective.space.items())
     with quiet(objective.model, objective.mode):
         matrix = torch.zeros(run.examples, run.examples, dtype=torch.float64, device=run.device)
         every = list(sheets(objective, run.mean))
@@ -196,16 +197,15 @@ def gradient_gram(objective: Objective) -> GradientGram:
             else:
                 waiting[name] = found
         for sheet in every:
-            run.note(sheet)
-            rows: dict[str, list[Tensor]] = {name: [] for name in sheet.failed}
+            rows = {name: tensors[name].new_zeros(sheet.count, sizes[name]) for name in sheet.failed}
 
-            def see(_: int, parts: Mapping[str, Tensor], rows: dict[str, list[Tensor]] = rows) -> None:
+            def see(places: Sequence[int], parts: Mapping[str, Tensor], rows: dict[str, Tensor] = rows) -> None:
                 for name, part in parts.items():
-                    rows[name].append(part.flatten())
+                    rows[name][places] = part
 
-            run.alone(sheet, see)
-            for name, parts in rows.items():
-                waiting[name][sheet.index] = [Direct(torch.stack(parts))]
+            run.finish(sheet, see)
+            for name, whole in rows.items():
+                waiting[name][sheet.index] = [Direct(whole)]
         for name, found in waiting.items():
             run.add(matrix, found, sizes[name])
         run.require_finite(matrix.diagonal())
