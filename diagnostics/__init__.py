@@ -40,11 +40,11 @@ from diagnostics.noise.batch_size import rescaled_learning_rate as rescaled_lear
 from diagnostics.noise.estimators import GradientNoise as GradientNoise
 from diagnostics.noise.estimators import noise_from_norms as noise_from_norms
 from diagnostics.noise.estimators import noise_of_population as noise_of_population
+from diagnostics.noise.gram import GradientGram as GradientGram
+from diagnostics.noise.gram import gradient_gram as gradient_gram
 from diagnostics.noise.noise_scale import NoiseScale as NoiseScale
 from diagnostics.noise.noise_scale import noise_scale as noise_scale
-from diagnostics.noise.per_example import GradientGram as GradientGram
 from diagnostics.noise.per_example import PerExampleNorms as PerExampleNorms
-from diagnostics.noise.per_example import gradient_gram as gradient_gram
 from diagnostics.noise.per_example import per_example_gradient_dots as per_example_gradient_dots
 from diagnostics.noise.per_example import per_example_gradient_norms as per_example_gradient_norms
 from diagnostics.noise.quadratic_model import NoisyQuadratic as NoisyQuadratic

@@ -1,4 +1,4 @@
-"""The gradients of single examples: their norms, their inner products with a vector, and with one another.
+"""The gradients of single examples: their norms, and their inner products with a vector.
 
 One forward and one backward pass of a batch hold all of it: for every operation that uses a parameter, its input and
 the gradient at its output are put together for each example, and the gradient of an example is never built where its
@@ -13,7 +13,7 @@ Source: Goodfellow, arXiv 1510.01799; Gray et al., arXiv 2411.00999.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +27,6 @@ from diagnostics.recorded.contractions import dots, squared_norms
 from diagnostics.recorded.contributions import Contribution, Direct, in_blocks, squares_of
 from diagnostics.recorded.examples import square
 from diagnostics.recorded.one_pass import OnePass
-from diagnostics.recorded.sheets import sheets
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,28 +56,6 @@ class PerExampleNorms:
 
     def __repr__(self) -> str:
         return f"PerExampleNorms({self})"
-
-
-@dataclass(frozen=True, repr=False)
-class GradientGram:
-    """Inner products between the gradients of single examples.
-
-    Attributes:
-        matrix: ⟨g_i, g_j⟩, (N, N), in float64. The mean of its entries is ‖∇L‖².
-        routes: how each parameter was measured, by name.
-        how: in one line.
-    """
-
-    matrix: Tensor
-    routes: Mapping[str, str]
-    how: str
-
-    def __str__(self) -> str:
-        norms = self.matrix.diagonal().sqrt()
-        return f"gradients of {len(norms)} examples, norms {float(norms.min()):.4g} to {float(norms.max()):.4g}"
-
-    def __repr__(self) -> str:
-        return f"GradientGram({self})"
 
 
 def per_example_gradient_norms(objective: Objective) -> PerExampleNorms:
@@ -162,51 +139,3 @@ def per_example_gradient_dots(objective: Objective, vector: Tensor) -> Tensor:
         run.through(recorded, alone)
         run.require_finite(result)
     return result
-
-
-def gradient_gram(objective: Objective) -> GradientGram:
-    """⟨g_i, g_j⟩ of all pairs of examples: N² numbers that hold all the noise there is in a batch.
-
-    Holds the recorded inputs and gradients of all batches at once, and one parameter's gradients where those are built.
-
-    Args:
-        objective: the loss, a mean or a sum over examples.
-
-    Raises:
-        DiagnosticsError: as for ``per_example_gradient_norms``.
-
-    Example:
-        >>> model = torch.nn.Linear(2, 1)
-        >>> objective = Objective(model, torch.nn.MSELoss(), (torch.randn(5, 2), torch.randn(5, 1)))
-        >>> gram = gradient_gram(objective).matrix
-        >>> bool(torch.isclose(gram.mean(), objective.gradient().double().square().sum()))
-        True
-    """
-    run = OnePass(objective)
-    sizes = dict(zip(objective.space.names, objective.space.sizes, strict=True))
-    tensors = dict(objective.space.items())
-    with quiet(objective.model, objective.mode):
-        matrix = torch.zeros(run.examples, run.examples, dtype=torch.float64, device=run.device)
-        every = list(sheets(objective, run.mean))
-        waiting: dict[str, dict[int, list[Contribution]]] = {}
-        for name, size in sizes.items():
-            known = {sheet.index: sheet.contributions(name, size) for sheet in every}
-            found = {index: some for index, some in known.items() if some is not None}
-            if len(found) == len(every):
-                run.add(matrix, found, size)
-            else:
-                waiting[name] = found
-        for sheet in every:
-            rows = {name: tensors[name].new_zeros(sheet.count, sizes[name]) for name in sheet.failed}
-
-            def see(places: Sequence[int], parts: Mapping[str, Tensor], rows: dict[str, Tensor] = rows) -> None:
-                for name, part in parts.items():
-                    rows[name][places] = part
-
-            run.finish(sheet, see)
-            for name, whole in rows.items():
-                waiting[name][sheet.index] = [Direct(whole)]
-        for name, found in waiting.items():
-            run.add(matrix, found, sizes[name])
-        run.require_finite(matrix.diagonal())
-    return GradientGram(matrix, run.routes, run.how)

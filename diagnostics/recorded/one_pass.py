@@ -11,7 +11,6 @@ from diagnostics.arguments import require_objective
 from diagnostics.errors import DiagnosticsError
 from diagnostics.objective import Objective
 from diagnostics.recorded.alone import LOOP, VMAP, Alone, See, each_alone
-from diagnostics.recorded.contractions import gram_of
 from diagnostics.recorded.contributions import Contribution
 from diagnostics.recorded.examples import lengths
 from diagnostics.recorded.sheets import Sheet, sheets
@@ -91,13 +90,6 @@ class OnePass:
         """The places of a batch's examples among all."""
         first = sum(self.counts[:index])
         return slice(first, first + self.counts[index])
-
-    def add(self, matrix: Tensor, found: Mapping[int, list[Contribution]], size: int) -> None:
-        """Add the inner products of one parameter's gradients."""
-        reached = {index: some for index, some in found.items() if some}
-        if reached:
-            places = torch.cat([torch.arange(self.examples)[self.slice(index)] for index in reached]).to(matrix.device)
-            matrix[places[:, None], places[None, :]] += gram_of(list(reached.values()), size)
 
     def require_finite(self, numbers: Tensor) -> None:
         """Refuse gradients that are not finite.
