@@ -51,14 +51,14 @@ from diagnostics.noise.estimators import noise_from_norms as noise_from_norms
 from diagnostics.noise.estimators import noise_of_population as noise_of_population
 from diagnostics.noise.fisher_spectrum import EmpiricalFisherSpectrum as EmpiricalFisherSpectrum
 from diagnostics.noise.fisher_spectrum import empirical_fisher_spectrum as empirical_fisher_spectrum
+from diagnostics.noise.gram import GradientGram as GradientGram
+from diagnostics.noise.gram import gradient_gram as gradient_gram
 from diagnostics.noise.losses import per_example_losses as per_example_losses
 from diagnostics.noise.noise_scale import NoiseScale as NoiseScale
 from diagnostics.noise.noise_scale import noise_scale as noise_scale
 from diagnostics.noise.opposing import OpposingSignals as OpposingSignals
 from diagnostics.noise.opposing import opposing_signals as opposing_signals
-from diagnostics.noise.per_example import GradientGram as GradientGram
 from diagnostics.noise.per_example import PerExampleNorms as PerExampleNorms
-from diagnostics.noise.per_example import gradient_gram as gradient_gram
 from diagnostics.noise.per_example import per_example_gradient_dots as per_example_gradient_dots
 from diagnostics.noise.per_example import per_example_gradient_norms as per_example_gradient_norms
 from diagnostics.noise.quadratic_model import NoisyQuadratic as NoisyQuadratic

@@ -25,7 +25,7 @@ from diagnostics.averages import Draws
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, listing
 from diagnostics.noise.from_examples import jackknifed, parts_of
-from diagnostics.noise.per_example import GradientGram, gram_matrix
+from diagnostics.noise.gram import GradientGram, gram_matrix
 from diagnostics.objective import Objective
 
 FEWEST = 4

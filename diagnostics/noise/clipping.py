@@ -24,7 +24,7 @@ from diagnostics.averages import Draws, mean
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, exact, listing
 from diagnostics.noise.from_examples import parts_of
-from diagnostics.noise.per_example import GradientGram, gram_matrix
+from diagnostics.noise.gram import GradientGram, gram_matrix
 from diagnostics.objective import Objective
 
 

@@ -27,12 +27,8 @@ from diagnostics.averages import Draws
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, exact
 from diagnostics.noise.from_examples import parts_of
-from diagnostics.noise.per_example import (
-    GradientGram,
-    gram_matrix,
-    per_example_gradient_dots,
-    per_example_gradient_norms,
-)
+from diagnostics.noise.gram import GradientGram, gram_matrix
+from diagnostics.noise.per_example import per_example_gradient_dots, per_example_gradient_norms
 from diagnostics.objective import Objective
 
 FEWEST = 4

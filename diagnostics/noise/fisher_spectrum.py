@@ -17,7 +17,7 @@ import numpy
 
 from diagnostics.averages import Draws
 from diagnostics.estimate import Estimate, exact
-from diagnostics.noise.per_example import GradientGram, gram_matrix
+from diagnostics.noise.gram import GradientGram, gram_matrix
 from diagnostics.objective import Objective
 
 

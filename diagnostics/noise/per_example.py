@@ -1,4 +1,4 @@
-"""The gradients of single examples: their norms, their inner products with a vector, and with one another.
+"""The gradients of single examples: their norms, and their inner products with a vector.
 
 One forward and one backward pass of a batch hold all of it: for every operation that uses a parameter, its input and
 the gradient at its output are put together for each example, and the gradient of an example is never built where its
@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diagnostics.averages import Draws
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, exact
 from diagnostics.objective import Objective
@@ -29,7 +28,6 @@ from diagnostics.recorded.contributions import Contribution, Direct, in_blocks, 
 from diagnostics.recorded.elementwise import squares_in
 from diagnostics.recorded.examples import square
 from diagnostics.recorded.one_pass import OnePass
-from diagnostics.recorded.sheets import sheets
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,28 +57,6 @@ class PerExampleNorms:
 
     def __repr__(self) -> str:
         return f"PerExampleNorms({self})"
-
-
-@dataclass(frozen=True, repr=False)
-class GradientGram:
-    """Inner products between the gradients of single examples.
-
-    Attributes:
-        matrix: ⟨g_i, g_j⟩, (N, N), in float64. The mean of its entries is ‖∇L‖².
-        routes: how each parameter was measured, by name.
-        how: in one line.
-    """
-
-    matrix: Tensor
-    routes: Mapping[str, str]
-    how: str
-
-    def __str__(self) -> str:
-        norms = self.matrix.diagonal().sqrt()
-        return f"gradients of {len(norms)} examples, norms {float(norms.min()):.4g} to {float(norms.max()):.4g}"
-
-    def __repr__(self) -> str:
-        return f"GradientGram({self})"
 
 
 def per_example_gradient_norms(objective: Objective, *, metric: Tensor | None = None) -> PerExampleNorms:
@@ -123,9 +99,9 @@ def per_example_gradient_norms(objective: Objective, *, metric: Tensor | None = 
                 run.average({name: block.sum(0)})
             squares[name][at] = torch.cat(parts)
 
-        def alone(place: int, parts: Mapping[str, Tensor]) -> None:
-            for name, part in parts.items():
-                squares[name][place] = square(part if weights is None else part.flatten() * weights[name].sqrt())
+        def alone(places: list[int], parts: Mapping[str, Tensor]) -> None:
+            for name, rows in parts.items():
+                squares[name][places] = squares_of(rows) if weights is None else rows.double().square() @ weights[name]
 
         run.through(recorded, alone)
         total = torch.stack(list(squares.values())).sum(0)
@@ -170,9 +146,9 @@ def dots_by_parameter(objective: Objective, vector: Tensor) -> dict[str, Tensor]
         def recorded(name: str, _: int, at: slice, found: list[Contribution], __: bool) -> None:
             result[name][at] = dots(found, parts[name])
 
-        def alone(place: int, gradients: Mapping[str, Tensor]) -> None:
-            for name, part in gradients.items():
-                result[name][place] = part.double().flatten() @ parts[name]
+        def alone(places: list[int], gradients: Mapping[str, Tensor]) -> None:
+            for name, rows in gradients.items():
+                result[name][places] = dots([Direct(rows)], parts[name])
 
         run.through(recorded, alone)
         for values in result.values():
@@ -191,63 +167,3 @@ def _by_parameter(objective: Objective, name: str, vector: Tensor) -> dict[str, 
         )
     cut = vector.detach().to(objective.space.device, torch.float64).split(list(objective.space.sizes))
     return dict(zip(objective.space.names, cut, strict=True))
-
-
-def gradient_gram(objective: Objective) -> GradientGram:
-    """⟨g_i, g_j⟩ of all pairs of examples: N² numbers that hold all the noise there is in a batch.
-
-    Holds the recorded inputs and gradients of all batches at once, and one parameter's gradients where those are built.
-
-    Args:
-        objective: the loss, a mean or a sum over examples.
-
-    Raises:
-        DiagnosticsError: as for ``per_example_gradient_norms``.
-
-    Example:
-        >>> model = torch.nn.Linear(2, 1)
-        >>> objective = Objective(model, torch.nn.MSELoss(), (torch.randn(5, 2), torch.randn(5, 1)))
-        >>> gram = gradient_gram(objective).matrix
-        >>> bool(torch.isclose(gram.mean(), objective.gradient().double().square().sum()))
-        True
-    """
-    run = OnePass(objective)
-    sizes = dict(zip(objective.space.names, objective.space.sizes, strict=True))
-    with quiet(objective.model, objective.mode):
-        matrix = torch.zeros(run.examples, run.examples, dtype=torch.float64, device=run.device)
-        every = list(sheets(objective, run.mean))
-        waiting: dict[str, dict[int, list[Contribution]]] = {}
-        for name, size in sizes.items():
-            known = {sheet.index: sheet.contributions(name, size) for sheet in every}
-            found = {index: some for index, some in known.items() if some is not None}
-            if len(found) == len(every):
-                run.add(matrix, found, size)
-            else:
-                waiting[name] = found
-        for sheet in every:
-            run.note(sheet)
-            rows: dict[str, list[Tensor]] = {name: [] for name in sheet.failed}
-
-            def see(_: int, parts: Mapping[str, Tensor], rows: dict[str, list[Tensor]] = rows) -> None:
-                for name, part in parts.items():
-                    rows[name].append(part.flatten())
-
-            run.alone(sheet, see)
-            for name, parts in rows.items():
-                waiting[name][sheet.index] = [Direct(torch.stack(parts))]
-        for name, found in waiting.items():
-            run.add(matrix, found, sizes[name])
-        run.require_finite(matrix.diagonal())
-    return GradientGram(matrix, run.routes, run.how)
-
-
-def gram_matrix(source: Objective | GradientGram) -> Draws:
-    """⟨g_i, g_j⟩ (N, N) in float64 on the host, of an Objective or of what was measured already.
-
-    Raises:
-        DiagnosticsError: neither; or as ``gradient_gram``.
-    """
-    if not isinstance(source, GradientGram):
-        source = gradient_gram(source)
-    found: Draws = source.matrix.cpu().numpy()
-    return found

@@ -141,9 +141,9 @@ def _second_moments(objective: Objective) -> tuple[dict[str, Tensor], int]:
         def recorded(name: str, size: int, _: slice, found: list[Contribution], __: bool) -> None:
             total[name] += sum_of_squares(found, size)
 
-        def alone(_: int, parts: Mapping[str, Tensor]) -> None:
-            for name, part in parts.items():
-                total[name] += part.flatten().double().square()
+        def alone(_: list[int], parts: Mapping[str, Tensor]) -> None:
+            for name, rows in parts.items():
+                total[name] += rows.double().square().sum(0)
 
         run.through(recorded, alone)
     for part in total.values():

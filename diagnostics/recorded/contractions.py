@@ -1,4 +1,4 @@
-"""Inner products between the gradients of single examples, without the gradients where that costs less.
+"""Norms of the gradients of single examples, without the gradients where that costs less.
 
 With g_i = Σ_t l_it r_itᵀ, ⟨g_i, g_j⟩ = Σ_ts (l_it · l_js)(r_it · r_js): T² (d_out + d_in) products in place of
 T d_out d_in. In an embedding only rows of equal ids meet. The contributions of a parameter that is used several times
@@ -11,7 +11,6 @@ arXiv 2311.11822.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import combinations
 
 import torch
@@ -23,15 +22,10 @@ from diagnostics.recorded.contributions import (
     Direct,
     Lookup,
     Outer,
-    count_of,
     in_blocks,
-    materialised,
     squares_of,
     total_of,
 )
-
-GRAM_BYTES = 2**27
-"""Columns of gradients that are turned to float64 at once."""
 
 
 def is_cheaper_by_tokens(contributions: Sequence[Contribution], size: int, others: int = 1) -> bool:
@@ -69,7 +63,7 @@ def squared_norms(contributions: Sequence[Contribution], size: int) -> Tensor:
         contributions = [one.outer() if isinstance(one, Convolved) else one for one in contributions]
         total = torch.stack([_own(one) for one in contributions]).sum(0)
         for one, other in combinations(contributions, 2):
-            total = total + 2.0 * _between_own(one, other)
+            total = total + 2.0 * between_own(one, other)
         return total.clamp_min(0.0)
     return torch.cat([squares_of(block) for block in in_blocks(contributions, size)])
 
@@ -79,29 +73,6 @@ def dots(contributions: Sequence[Contribution], vector: Tensor) -> Tensor:
     return torch.stack([one.dots(vector) for one in contributions]).sum(0)
 
 
-def gram_of(batches: Sequence[Sequence[Contribution]], size: int) -> Tensor:
-    """⟨g_i, g_j⟩ between the examples of all batches, (N, N), in float64."""
-    count = sum(count_of(one) for one in batches)
-    if all(is_cheaper_by_tokens(one, size, count) for one in batches):
-        batches = [[a.outer() if isinstance(a, Convolved) else a for a in one] for one in batches]
-        blocks = {
-            (i, j): torch.stack([_between(a, b) for a in batches[i] for b in batches[j]]).sum(0)
-            for i in range(len(batches))
-            for j in range(i + 1)
-        }
-        return torch.cat(
-            [
-                torch.cat([blocks[i, j] if j <= i else blocks[j, i].T for j in range(len(batches))], dim=1)
-                for i in range(len(batches))
-            ]
-        )
-    rows = torch.cat([materialised(one, size) for one in batches])
-    total = torch.zeros(count, count, dtype=torch.float64, device=rows.device)
-    for some in rows.split(max(1, GRAM_BYTES // (8 * count)), dim=1):
-        total += some.double() @ some.double().T
-    return total
-
-
 def _own(one: Contribution) -> Tensor:
     if isinstance(one, Lookup):
         return _lookup_norms(one)
@@ -109,10 +80,10 @@ def _own(one: Contribution) -> Tensor:
     if one.left.shape[2] == 1:
         left, right = (squares_of(side.flatten(0, 2)) for side in (one.left, one.right))
         return (left * right).view(one.left.shape[:2]).sum(1)
-    return _between_own(one, one)
+    return between_own(one, one)
 
 
-def _between_own(one: Contribution, other: Contribution) -> Tensor:
+def between_own(one: Contribution, other: Contribution) -> Tensor:
     """⟨a_i, b_i⟩ of each example, (N,)."""
     if isinstance(one, Outer) and isinstance(other, Outer):
         return total_of(one.left @ other.left.mT, one.right @ other.right.mT)
@@ -126,27 +97,6 @@ def _between_own(one: Contribution, other: Contribution) -> Tensor:
     left, right = one.left.squeeze(1), one.right.squeeze(1)
     chosen = left.gather(2, other.ids[:, None, :].expand(-1, left.shape[1], -1))
     return total_of(chosen, right @ other.values.mT)
-
-
-def _between(one: Contribution, other: Contribution) -> Tensor:
-    """⟨a_i, b_j⟩, (N, M); one example of the first at a time, for memory."""
-    if isinstance(one, Outer) and isinstance(other, Outer) and one.left.shape[2] == other.left.shape[2] == 1:
-        sides = [
-            torch.einsum("ngd,mgd->gnm", a.squeeze(2).double(), b.squeeze(2).double())
-            for a, b in ((one.left, other.left), (one.right, other.right))
-        ]
-        return (sides[0] * sides[1]).sum(0)
-    length = count_of([other])
-    return torch.stack(
-        [_between_own(_repeated(one.part(slice(at, at + 1)), length), other) for at in range(count_of([one]))]
-    )
-
-
-def _repeated(one: Contribution, count: int) -> Contribution:
-    if isinstance(one, Outer):
-        return Outer(one.left.expand(count, -1, -1, -1), one.right.expand(count, -1, -1, -1))
-    assert isinstance(one, Lookup)
-    return replace(one, ids=one.ids.expand(count, -1), values=one.values.expand(count, -1, -1))
 
 
 def _lookup_norms(one: Lookup) -> Tensor:

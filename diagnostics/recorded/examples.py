@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -37,11 +38,14 @@ def rows(batch: Batch, places: Sequence[int]) -> Batch:
     chosen = torch.tensor(places)
 
     def part(leaf: object) -> object:
-        if isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == length:
-            return leaf.index_select(0, chosen.to(leaf.device))
-        return leaf
+        return leaf.index_select(0, chosen.to(leaf.device)) if runs_over_examples(leaf, length) else leaf
 
     return tree_map(part, batch)
+
+
+def runs_over_examples(leaf: object, length: int) -> TypeGuard[Tensor]:
+    """Whether part of a batch of so many examples holds something of each."""
+    return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == length
 
 
 def some(objective: Objective, index: int, groups: Sequence[Sequence[int]]) -> Objective:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,8 +10,7 @@ from torch import Tensor
 from diagnostics.arguments import require_objective
 from diagnostics.errors import DiagnosticsError
 from diagnostics.objective import Objective
-from diagnostics.recorded.alone import each_alone
-from diagnostics.recorded.contractions import gram_of
+from diagnostics.recorded.alone import LOOP, VMAP, Alone, See, each_alone
 from diagnostics.recorded.contributions import Contribution
 from diagnostics.recorded.examples import lengths
 from diagnostics.recorded.sheets import Sheet, sheets
@@ -30,13 +29,16 @@ class OnePass:
         self.examples = sum(self.counts)
         self.routes: dict[str, str] = dict.fromkeys(objective.space.names, RECORDED)
         self.total: dict[str, Tensor] = {}
+        self._ways: dict[str, set[str]] = {}
+        self._reasons: dict[str, str] = {}
+        self._refusals: dict[str, str] = {}
 
     def through(
         self,
         recorded: Callable[[str, int, slice, list[Contribution], bool], None],
-        alone: Callable[[int, Mapping[str, Tensor]], None],
+        alone: Callable[[list[int], Mapping[str, Tensor]], None],
     ) -> None:
-        """Hand what is known of each batch to ``recorded``, and the rest to ``alone`` example by example.
+        """Hand what is known of each batch to ``recorded``, and the rest, (n, P) by name, to ``alone``.
 
         To be called inside ``quiet``, as all that follows.
         """
@@ -47,32 +49,34 @@ class OnePass:
                 if found:
                     assert sheet.plan is not None
                     recorded(name, size, at, found, self.mean and name in sheet.plan.built)
-            self.note(sheet)
 
-            def see(place: int, parts: Mapping[str, Tensor], first: int = at.start) -> None:
-                alone(first + place, parts)
+            def see(places: Sequence[int], parts: Mapping[str, Tensor], first: int = at.start) -> None:
+                alone([first + place for place in places], parts)
 
-            self.alone(sheet, see)
+            self.finish(sheet, see)
 
-    def alone(self, sheet: Sheet, see: Callable[[int, dict[str, Tensor]], None]) -> None:
-        """Run the examples of a batch one by one for the parameters that need it."""
-        if sheet.failed:
-
-            def seen(place: int, parts: dict[str, Tensor]) -> None:
-                see(place, parts)
-                missing = () if sheet.watched is None else sheet.watched.leaf_gradients
-                if self.mean:
-                    self.average({name: part for name, part in parts.items() if name not in missing})
-
-            summed = None if sheet.plan is None else sheet.plan.summed
-            each_alone(self.objective, sheet.index, list(sheet.failed), sheet.scale, summed, seen)
-
-    def note(self, sheet: Sheet) -> None:
-        """Keep the gradient of a batch, and how its parameters were measured."""
+    def finish(self, sheet: Sheet, see: See) -> None:
+        """Run the examples of a batch by themselves for the parameters that need it, and keep the batch's gradient."""
         if sheet.watched is not None:
             self.average(sheet.watched.leaf_gradients)
+        if sheet.failed:
+            summed = None if sheet.plan is None else sheet.plan.summed
+            result = each_alone(self.objective, sheet.index, list(sheet.failed), sheet.scale, summed, see)
+            self._note(sheet, result)
+            if self.mean:
+                known = () if sheet.watched is None else sheet.watched.leaf_gradients
+                self.average({name: part for name, part in result.total.items() if name not in known})
+
+    def _note(self, sheet: Sheet, result: Alone) -> None:
         for name, reason in sheet.failed.items():
-            self.routes[name] = f"example by example: {reason}"
+            self._ways.setdefault(name, set()).update(result.ways)
+            # That a batch was small says less than what was found out on another.
+            if sheet.plan is not None or name not in self._reasons:
+                self._reasons[name] = reason
+            self._refusals[name] = result.refusal or self._refusals.get(name, "")
+            way = " and ".join(sorted(self._ways[name], reverse=True))
+            refusal = f" (no vmap: {self._refusals[name]})" if self._refusals[name] else ""
+            self.routes[name] = f"{way}{', ' if way == VMAP else ': '}{self._reasons[name]}{refusal}"
 
     def average(self, parts: Mapping[str, Tensor | None]) -> None:
         """Add to the sum of all gradients."""
@@ -86,13 +90,6 @@ class OnePass:
         """The places of a batch's examples among all."""
         first = sum(self.counts[:index])
         return slice(first, first + self.counts[index])
-
-    def add(self, matrix: Tensor, found: Mapping[int, list[Contribution]], size: int) -> None:
-        """Add the inner products of one parameter's gradients."""
-        reached = {index: some for index, some in found.items() if some}
-        if reached:
-            places = torch.cat([torch.arange(self.examples)[self.slice(index)] for index in reached]).to(matrix.device)
-            matrix[places[:, None], places[None, :]] += gram_of(list(reached.values()), size)
 
     def require_finite(self, numbers: Tensor) -> None:
         """Refuse gradients that are not finite.
@@ -109,6 +106,8 @@ class OnePass:
     @property
     def how(self) -> str:
         """The method in one line."""
-        slow = [name for name, route in self.routes.items() if route != RECORDED]
         text = f"one recorded pass for each batch; {self.examples} examples, {self.objective.description}"
-        return text if not slow else f"{text}; {len(slow)} of {len(self.routes)} parameters example by example"
+        for way, words in ((VMAP, "by vmap"), (LOOP, LOOP)):
+            count = sum(way in ways for ways in self._ways.values())
+            text += f"; {count} of {len(self.routes)} parameters {words}" if count else ""
+        return text

@@ -96,12 +96,18 @@ class Sheet:
         return abs(measured - exact) <= 2 * self.tolerance * exact + slack
 
 
-def sheets(objective: Objective, mean: bool) -> Iterator[Sheet]:
+def share_plans(objective: Objective, pieces: Objective) -> None:
+    """Let batches in pieces go by the plans of the whole ones."""
+    _PLANS[pieces] = _PLANS.setdefault(objective, {})
+
+
+def sheets(objective: Objective, mean: bool, first: int = 0) -> Iterator[Sheet]:
     """Each batch that counts, recorded. To be called inside ``quiet``.
 
     Args:
         objective: the loss.
         mean: whether the gradients of the batches themselves are wanted, but for those that are built by example.
+        first: the first of the batches.
 
     Raises:
         DiagnosticsError: examples are coupled, the loss is not made of theirs, or a loss is not finite.
@@ -112,7 +118,7 @@ def sheets(objective: Objective, mean: bool) -> Iterator[Sheet]:
     rounding = torch.finfo(objective.space.dtype).eps
     plans = _PLANS.setdefault(objective, {})
     for index, (count, weight) in enumerate(zip(counts, objective.weights, strict=True)):
-        if not weight:
+        if not weight or index < first:
             continue
         scale = total * weight
         kind = likeness(objective.batches[index])
@@ -135,6 +141,8 @@ def sheets(objective: Objective, mean: bool) -> Iterator[Sheet]:
             # A model that went another way than when the plan was made gets a new one.
             if checked or watched.sequence == plan.sequence:
                 yield Sheet(index, count, scale, plan, watched, rounding, agreement(objective), checked)
+                # The next pass is not to find this one still in memory.
+                del watched
                 break
         else:
             yield Sheet(index, count, scale, None, None)

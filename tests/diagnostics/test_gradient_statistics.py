@@ -27,7 +27,7 @@ from diagnostics import (
     group_conflict,
     top_eigenpairs,
 )
-from diagnostics.noise.per_example import GradientGram
+from diagnostics.noise.gram import GradientGram
 from tests.reference import gradient_statistics as slow
 from tests.reference.per_example_loops import gradients
 

@@ -218,15 +218,15 @@ def test_frozen_and_selected_parameters() -> None:
     assert float(per_example_gradient_norms(wanted).norms.min()) > 0.0
 
 
-def test_layers_that_are_not_known_are_looped_over_and_only_those() -> None:
+def test_layers_that_are_not_known_are_differentiated_by_example_and_only_those() -> None:
     model, loss = double(Recurrent()), nn.MSELoss()
     x, y = torch.randn(6, 4, 2, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
     objective = Objective(model, loss, (x, y))
     agrees(objective, lambda m, i: loss(m(x[i : i + 1]), y[i : i + 1]), recorded=False)
     measured = per_example_gradient_norms(objective)
     assert measured.routes["head.weight"] == "recorded"
-    assert "not known" in measured.routes["rnn.weight_hh_l0"]
-    assert "4 of 6 parameters example by example" in measured.how
+    assert measured.routes["rnn.weight_hh_l0"] == "vmap, an operation that is not known"
+    assert "4 of 6 parameters by vmap" in measured.how
 
 
 def _own(outputs: Tensor, targets: Tensor) -> Tensor:

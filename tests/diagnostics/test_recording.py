@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from diagnostics import Objective, gradient_gram, per_example_gradient_norms
 from diagnostics.noise.per_example import per_example_gradient_dots
-from diagnostics.recorded import contractions
+from diagnostics.recorded import contractions, gram
 from diagnostics.recorded.contributions import Contribution, Convolved, Direct, Lookup, Outer, joined
 from diagnostics.recorded.recording import Recording
 from tests.reference.per_example_loops import gradients
@@ -335,11 +335,21 @@ def test_inner_products_of_sums_on_both_routes(what: str, tokens: bool, monkeypa
     """The two routes are the same number, whichever is cheaper."""
     first, second = SUMS[what](), SUMS[what]()
     direct = any(isinstance(one, Direct) for one in first)
-    monkeypatch.setattr(contractions, "is_cheaper_by_tokens", lambda *_: tokens and not direct)
+    for module in (contractions, gram):
+        monkeypatch.setattr(module, "is_cheaper_by_tokens", lambda *_: tokens and not direct)
     rows = torch.cat([sum(one.rows(30) for one in some) for some in (first, second)])
     torch.testing.assert_close(contractions.squared_norms(first, 30), rows[:3].square().sum(1))
     torch.testing.assert_close(contractions.squared_norms(joined(second), 30), rows[3:].square().sum(1))
-    torch.testing.assert_close(contractions.gram_of([first, second], 30), rows @ rows.T)
-    torch.testing.assert_close(contractions.gram_of([joined(first), joined(second)], 30), rows @ rows.T)
+    for some in ([first, second], [joined(first), joined(second)]):
+        batches = [(torch.arange(3), some[0]), (3 + torch.arange(3), some[1])]
+        for most in (6, 3, 2):
+            monkeypatch.setattr(gram, "MOST_EXAMPLES", most)
+            within, across = torch.zeros(2, 6, 6, dtype=torch.float64)
+            gram.add_products(within, batches, batches, 30)
+            torch.testing.assert_close(within, rows @ rows.T)
+            gram.add_products(across, batches[:1], batches[1:], 30)
+            torch.testing.assert_close(across[:3, 3:], rows[:3] @ rows[3:].T)
+            assert torch.equal(across, across.T)
+            assert not across[:3, :3].any()
     vector = torch.randn(30, dtype=torch.float64)
     torch.testing.assert_close(contractions.dots(first, vector), rows[:3] @ vector)
