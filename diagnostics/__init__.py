@@ -81,3 +81,7 @@ from diagnostics.stability.threshold import threshold as threshold
 from diagnostics.stability.trace_bound import trace_ratio as trace_ratio
 from diagnostics.units.activity import UnitActivity as UnitActivity
 from diagnostics.units.activity import unit_activity as unit_activity
+from diagnostics.units.layer_ranks import LayerRanks as LayerRanks
+from diagnostics.units.layer_ranks import layer_ranks as layer_ranks
+from diagnostics.units.rank import FeatureRank as FeatureRank
+from diagnostics.units.rank import feature_rank as feature_rank
