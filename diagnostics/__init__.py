@@ -83,5 +83,7 @@ from diagnostics.units.activity import UnitActivity as UnitActivity
 from diagnostics.units.activity import unit_activity as unit_activity
 from diagnostics.units.layer_ranks import LayerRanks as LayerRanks
 from diagnostics.units.layer_ranks import layer_ranks as layer_ranks
+from diagnostics.units.neural_collapse import NeuralCollapse as NeuralCollapse
+from diagnostics.units.neural_collapse import neural_collapse as neural_collapse
 from diagnostics.units.rank import FeatureRank as FeatureRank
 from diagnostics.units.rank import feature_rank as feature_rank
