@@ -87,3 +87,5 @@ from diagnostics.units.neural_collapse import NeuralCollapse as NeuralCollapse
 from diagnostics.units.neural_collapse import neural_collapse as neural_collapse
 from diagnostics.units.rank import FeatureRank as FeatureRank
 from diagnostics.units.rank import feature_rank as feature_rank
+from diagnostics.units.token_similarity import TokenSimilarity as TokenSimilarity
+from diagnostics.units.token_similarity import token_similarity as token_similarity
