@@ -8,6 +8,7 @@ from probes.gradient_flow import GradientFlow as GradientFlow
 from probes.learning_rate import EffectiveLearningRate as EffectiveLearningRate
 from probes.monitor import Monitor as Monitor
 from probes.noise_scale import NoiseScale as NoiseScale
+from probes.ranks import FeatureRank as FeatureRank
 from probes.run.reader import Run as Run
 from probes.run.records import Record as Record
 from probes.schedule import at as at

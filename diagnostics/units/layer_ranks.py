@@ -57,11 +57,11 @@ class LayerRanks:
         """The values as a DataFrame. Needs pandas."""
         import pandas
 
-        columns = ("layer", "kind", "units", "samples", "positions", *RANKS)
+        columns = ("layer", "kind", "units", "samples", "positions", *RANKS, "spread")
         found = [
             {"layer": row.layer, "kind": row.kind, "units": row.rank.units, "samples": row.rank.samples}
             | {"positions": row.positions}
-            | {name: getattr(row.rank, name).value for name in RANKS}
+            | {name: getattr(row.rank, name).value for name in (*RANKS, "spread")}
             for row in self.rows
         ]
         return pandas.DataFrame(found, columns=columns)
@@ -71,7 +71,7 @@ class LayerRanks:
             return "no non-linearity and no block was seen"
         width = max([5, *(len(row.layer) for row in self.rows)])
         lines = [
-            f"{'layer':<{width}}  {'':<10}  units  samples  srank  effective  stable  participation  approximate",
+            f"{'layer':<{width}}  {'':<10}  units  samples  srank  effective  stable  particip.  approx.  spread",
             *(_line(row, width) for row in self.rows),
         ]
         if self.centred:
@@ -83,8 +83,11 @@ class LayerRanks:
 
 def _line(row: LayerRank, width: int) -> str:
     rank = row.rank
-    numbers = [f"{getattr(rank, name):.4g}" if rank.srank.determined else "-" for name in RANKS]
-    cells = [f"{number:>{size}}" for number, size in zip(numbers, (5, 9, 6, 13, 11), strict=True)]
+    numbers = [getattr(rank, name) for name in (*RANKS, "spread")]
+    cells = [
+        f"{f'{number:.4g}' if number.determined else '-':>{size}}"
+        for number, size in zip(numbers, (5, 9, 6, 9, 7, 6), strict=True)
+    ]
     return f"{row.layer:<{width}}  {row.kind:<10}  {rank.units:>5}  {rank.samples:>7}  {'  '.join(cells)}"
 
 

@@ -46,6 +46,7 @@ class FeatureRank:
         stable_rank: squared Frobenius norm over squared spectral norm.
         participation_ratio: squared sum of the squared singular values over the sum of their squares.
         approximate_rank: directions that hold 99 % of the sum of squared singular values.
+        spread: ‖A − 1ā‖/‖A‖, the share of the features that differs between samples; 0 where all are the same.
         samples: n, rows: examples, times tokens or pixels.
         units: d, columns: features or channels.
         centred: whether the mean over samples was taken away.
@@ -57,6 +58,7 @@ class FeatureRank:
     stable_rank: Estimate
     participation_ratio: Estimate
     approximate_rank: Estimate
+    spread: Estimate
     samples: int
     units: int
     centred: bool
@@ -105,7 +107,7 @@ def feature_rank(
     with torch.inference_mode(False), torch.no_grad():
         rows = _as_rows(features, axis)
         scale = _largest(rows)
-        sigma, size = _singular_values(rows, scale or 1.0, centred)
+        sigma, size, offset = _singular_values(rows, scale or 1.0, centred)
     samples, units = rows.shape
     setting = _setting(samples, units, centred)
     if samples - centred < units:
@@ -116,7 +118,8 @@ def feature_rank(
         reason = "every sample has the same features" if size else "the features are all zero"
         nothing = Estimate(math.nan, math.nan, "exact", f"{reason}, and zero has no rank; {setting}")
         five = (nothing, nothing, nothing, nothing, nothing)
-        return FeatureRank(*five, samples, units, centred, torch.zeros_like(sigma))
+        spread = exact(0.0, f"{reason}; {setting}") if size else nothing
+        return FeatureRank(*five, spread, samples, units, centred, torch.zeros_like(sigma))
     share = sigma / sigma.sum()
     entropy = -float(torch.special.xlogy(share, share).sum())
     return FeatureRank(
@@ -125,6 +128,7 @@ def feature_rank(
         stable_rank=exact(float(squares.sum() / squares[0]), f"‖A‖_F²/‖A‖₂²; {setting}"),
         participation_ratio=exact(float(squares.sum() ** 2 / squares.square().sum()), f"(Σσ²)²/Σσ⁴; {setting}"),
         approximate_rank=exact(_reaching(squares, delta), f"fewest directions with {1 - delta:.4g} of Σσ²; {setting}"),
+        spread=exact(math.sqrt(max(0.0, 1.0 - (offset / size) ** 2)), f"‖A − 1ā‖/‖A‖; {setting}"),
         samples=samples,
         units=units,
         centred=centred,
@@ -171,26 +175,27 @@ def _largest(rows: Tensor) -> float:
     return largest
 
 
-def _singular_values(rows: Tensor, scale: float, centred: bool) -> tuple[Tensor, float]:
-    """Of rows / scale: largest first, float64, on the CPU; and the Frobenius norm before centring."""
+def _singular_values(rows: Tensor, scale: float, centred: bool) -> tuple[Tensor, float, float]:
+    """Of rows / scale: largest first, float64, on the CPU; and the Frobenius norms before centring, and of 1ā."""
     samples, units = rows.shape
     mean = torch.zeros(units, dtype=torch.float64, device=rows.device)
-    if centred:
-        for part in rows.split(max(1, CHUNK // units)):
-            mean += (part.double() / scale).sum(0) / samples
+    for part in rows.split(max(1, CHUNK // units)):
+        mean += (part.double() / scale).sum(0) / samples
+    offset = math.sqrt(samples) * float(torch.linalg.vector_norm(mean))
+    away = mean if centred else torch.zeros_like(mean)
     # The smaller Gram matrix: blocks of rows add up to AᵀA, blocks of columns to AAᵀ.
-    tall, mean = (rows, mean[None]) if samples >= units else (rows.mT, mean[:, None])
+    tall, away = (rows, away[None]) if samples >= units else (rows.mT, away[:, None])
     gram = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64, device=rows.device)
     squares = 0.0
     for start in range(0, len(tall), step := max(1, CHUNK // tall.shape[1])):
         # Squares of very large or very small features would leave the range even of float64.
         part = tall[start : start + step].double() / scale
         squares += float(part.square().sum())
-        part = part - (mean if samples >= units else mean[start : start + step])
+        part = part - (away if samples >= units else away[start : start + step])
         gram += part.mT @ part
     values = torch.linalg.eigvalsh(gram.cpu()).flip(0)
     floor = len(values) * torch.finfo(torch.float64).eps * values[0]
-    return values.where(values > floor, 0.0).sqrt(), math.sqrt(squares)
+    return values.where(values > floor, 0.0).sqrt(), math.sqrt(squares), offset
 
 
 def _reaching(parts: Tensor, delta: float) -> int:

@@ -31,6 +31,9 @@ from diagnostics.units.forward import forward_passes
 if TYPE_CHECKING:
     import pandas
 
+CHUNK = 1 << 22
+"""Numbers turned into float64 at a time."""
+
 _WHAT = ("mean cosine between different tokens", "‖X − 1x̄ᵀ‖/‖X‖")
 
 
@@ -117,8 +120,9 @@ def token_similarity(model: nn.Module, batch: Any) -> TokenSimilarity:
         kept = mask
         if kept is None or kept.shape != sequences.shape[:2]:
             kept = torch.ones(sequences.shape[:2], dtype=torch.bool)
-        measured = [_alike(one[chosen.to(one.device)]) for one, chosen in zip(sequences, kept, strict=True)]
-        found.setdefault(place, []).extend(one for one in measured if one is not None)
+        rows = max(1, CHUNK // sequences[0].numel())
+        for part, chosen in zip(sequences.split(rows), kept.split(rows), strict=True):
+            found.setdefault(place, []).extend(_alike(part.double(), chosen.to(part.device)))
 
     for one, run in zip(batches, forward_passes(plain, batch), strict=True):
         given = one.get("attention_mask") if isinstance(one, Mapping) else None
@@ -137,18 +141,19 @@ def _sequences(block: nn.Module, output: Tensor) -> Tensor:
     return output.movedim(axis, -1).reshape(len(output), -1, output.shape[axis])
 
 
-def _alike(tokens: Tensor) -> tuple[float, float, int] | None:
-    """Mean cosine, residual and number of the tokens (T, d) of one sequence; None for fewer than two."""
-    tokens = tokens.double()
-    norms = torch.linalg.vector_norm(tokens, dim=1)
-    tokens, norms = tokens[norms > 0], norms[norms > 0]
-    count = len(tokens)
-    if count < 2:
-        return None
+def _alike(tokens: Tensor, kept: Tensor) -> list[tuple[float, float, int]]:
+    """Mean cosine, residual and number of the kept tokens of each sequence (N, T, d) that has two or more."""
+    norms = torch.linalg.vector_norm(tokens, dim=2)
+    kept = kept & (norms > 0)
+    count = kept.sum(1)
+    tokens, count, kept, norms = (part[count > 1] for part in (tokens, count, kept, norms))
     # The cosines of all pairs add up to the squared norm of the sum of unit vectors.
-    together = float((tokens / norms[:, None]).sum(0).square().sum())
-    residual = torch.linalg.vector_norm(tokens - tokens.mean(0)) / torch.linalg.vector_norm(norms)
-    return (together - count) / (count * (count - 1)), float(residual), count
+    together = (tokens * (kept / norms.where(kept, 1.0))[:, :, None]).sum(1).square().sum(1)
+    tokens = tokens * kept[:, :, None]
+    apart = (tokens - tokens.sum(1, keepdim=True) / count[:, None, None]).square().sum(2)
+    residual = ((apart * kept).sum(1) / (norms * kept).square().sum(1)).sqrt()
+    similarity = (together - count) / (count * (count - 1))
+    return list(zip(similarity.tolist(), residual.tolist(), count.tolist(), strict=True))
 
 
 def _row(place: str, measured: list[tuple[float, float, int]]) -> BlockSimilarity:

@@ -26,6 +26,7 @@ from probes.journal import to_record
 from probes.learning_rate import EffectiveLearningRate
 from probes.noise_scale import NoiseScale
 from probes.probe import Moment, Probe, Reading
+from probes.ranks import FeatureRank
 from probes.run.reader import SCHEMA_VERSION, Run, array_key
 from probes.run.records import Record
 from probes.sharpening import Sharpening
@@ -112,7 +113,7 @@ def _probes(only: Collection[str] | None) -> list[Probe]:
         return probes
     # One measurement, in which a flow may be followed to its end, and eigenvectors told apart.
     around: list[Probe] = [Sharpening(tol=1e-3), AscentSharpness(), BatchLadder(), GradientFlow(max_gradients=20_000)]
-    named: list[Probe] = [GradientCurvature(), Spectrum(steps=64), NoiseScale(draws=16), *around]
+    named: list[Probe] = [GradientCurvature(), Spectrum(steps=64), NoiseScale(draws=16), FeatureRank(), *around]
     return [probe for probe in (*probes, *named) if probe.name in only]
 
 

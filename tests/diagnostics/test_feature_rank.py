@@ -101,6 +101,16 @@ def test_a_mean_far_from_zero_is_a_direction_of_its_own_until_it_is_taken_away()
     torch.testing.assert_close(centred.singular_values, feature_rank(features - features.mean(0)).singular_values)
 
 
+def test_spread_is_the_share_that_differs_between_samples() -> None:
+    features = torch.randn(200, 10, dtype=torch.float64) + torch.arange(10.0)
+    expected = float((features - features.mean(0)).norm() / features.norm())
+    for centred in (False, True):
+        assert feature_rank(features, centred=centred).spread.value == pytest.approx(expected)
+        assert feature_rank(torch.ones(4, 3), centred=centred).spread.value == 0.0
+    assert feature_rank(features - features.mean(0)).spread.value == pytest.approx(1.0)
+    assert not feature_rank(torch.zeros(4, 3)).spread.determined
+
+
 def test_axes_of_tokens_and_images_are_the_units_and_can_be_named() -> None:
     tokens, images = torch.randn(4, 5, 3), torch.randn(4, 3, 5, 6)
     assert (feature_rank(tokens).samples, feature_rank(tokens).units) == (20, 3)
@@ -166,7 +176,8 @@ def test_a_smaller_share_needs_fewer_directions() -> None:
 def test_arrays_are_taken_and_the_result_prints() -> None:
     rank = feature_rank(numpy.eye(3))
     assert str(rank).splitlines()[0] == "3 samples × 3 units, uncentred"
-    assert [line.split() for line in str(rank).splitlines()[1:]] == [[name, "3"] for name in RANKS]
+    assert [line.split() for line in str(rank).splitlines()[1:-1]] == [[name, "3"] for name in RANKS]
+    assert str(rank).splitlines()[-1].split() == ["spread", "0.8165"]
     assert repr(rank) == str(rank)
 
 

@@ -138,7 +138,7 @@ def test_a_dead_layer_has_no_rank_and_its_row_says_so() -> None:
     first, second = layer_ranks(model, torch.randn(20, 4)).rows
     assert "all zero" in first.rank.srank.how
     assert second.rank.srank.value == 1, "nothing but the bias comes through"
-    assert str(layer_ranks(model, torch.randn(20, 4))).splitlines()[1].split()[-5:] == ["-"] * 5
+    assert str(layer_ranks(model, torch.randn(20, 4))).splitlines()[1].split()[-6:] == ["-"] * 6
 
 
 def test_the_table_prints_and_turns_into_pandas() -> None:
