@@ -22,6 +22,8 @@ from diagnostics.curvature.trace import frobenius_norm as frobenius_norm
 from diagnostics.curvature.trace import trace as trace
 from diagnostics.errors import DiagnosticsError as DiagnosticsError
 from diagnostics.estimate import Estimate as Estimate
+from diagnostics.initialisation.signal_propagation import SignalPropagation as SignalPropagation
+from diagnostics.initialisation.signal_propagation import signal_propagation as signal_propagation
 from diagnostics.learning_rate.effective import effective_learning_rates as effective_learning_rates
 from diagnostics.learning_rate.equilibrium import Equilibrium as Equilibrium
 from diagnostics.learning_rate.equilibrium import equilibrium_rotation as equilibrium_rotation

@@ -94,6 +94,12 @@ def unit_axis(block: nn.Module, output: Tensor) -> int:
     return 1 if convolutional and output.ndim > 2 else output.ndim - 1
 
 
+def batch_axis(block: nn.Module, output: Tensor) -> int:
+    """Where a block's output holds its examples: torch's own attention puts them second unless told otherwise."""
+    second = output.ndim == 3 and any(getattr(part, "batch_first", True) is False for part in block.modules())
+    return 1 if second else 0
+
+
 def require_finite(place: str, values: Tensor) -> None:
     """Refuse what has NaN or infinities in it.
 

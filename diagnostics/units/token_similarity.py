@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from diagnostics.blocks import block_outputs, require_finite, unit_axis
+from diagnostics.averages import mean
+from diagnostics.blocks import batch_axis, block_outputs, require_finite, unit_axis
 from diagnostics.estimate import Estimate
 from diagnostics.objective import Objective
 from diagnostics.parameters import unwrap
@@ -134,9 +135,7 @@ def token_similarity(model: nn.Module, batch: Any) -> TokenSimilarity:
 
 def _sequences(block: nn.Module, output: Tensor) -> Tensor:
     """(N, T, d) of a block's output, whichever way round it is."""
-    # torch's own attention counts batches second unless it is told otherwise.
-    second = output.ndim == 3 and any(getattr(part, "batch_first", True) is False for part in block.modules())
-    output = output.transpose(0, 1) if second else output
+    output = output.movedim(batch_axis(block, output), 0)
     axis = unit_axis(block, output)
     return output.movedim(axis, -1).reshape(len(output), -1, output.shape[axis])
 
@@ -167,6 +166,4 @@ def _averaged(values: list[float], what: str) -> Estimate:
         return Estimate(math.nan, math.nan, "standard error", "no sequence has two tokens that are not zero")
     if count == 1:
         return Estimate(values[0], 0.0, "exact", f"{what}, of this one sequence")
-    column = torch.tensor(values, dtype=torch.float64)
-    error = float(column.std()) / math.sqrt(count)
-    return Estimate(float(column.mean()), error, "standard error", f"{what}, over {count:,} sequences")
+    return mean(values, f"{what}, over {count:,} sequences")
