@@ -1,8 +1,8 @@
 """Attention alone makes all tokens one; residual connections keep them apart.
 
 Every layer of self-attention replaces a token by an average over tokens. Stacked without residual connections, the
-tokens of a sequence run together faster with every layer, until each position holds the same vector. The same attention inside
-residual connections with an MLP beside it loses nothing, and a residual connection alone does most of that.
+tokens of a sequence run together faster with every layer, until each position holds the same vector. Inside residual
+connections the same attention does no such thing, with an MLP beside it or without.
 
 Dong, Cordonnier and Loukas, arXiv 2103.03404. Takes about five seconds.
 """

@@ -56,10 +56,8 @@ def test_exact_values_of_the_geometric_spectrum() -> None:
 
 
 @pytest.mark.parametrize("centred", [False, True])
-@pytest.mark.parametrize("shape", [(60, 8), (8, 60), (12, 12), (1, 5), (5, 1)], ids=str)
+@pytest.mark.parametrize("shape", [(60, 8), (8, 60), (12, 12), (2, 5), (5, 1)], ids=str)
 def test_against_a_singular_value_decomposition(shape: tuple[int, int], centred: bool) -> None:
-    if centred and shape == (1, 5):
-        pytest.skip("one sample has no rank once its mean is gone")
     features = torch.randn(shape, dtype=torch.float64) * torch.logspace(0, -3, shape[1], dtype=torch.float64) + 0.7
     rank, twin = feature_rank(features, centred=centred), ranks_of(features.numpy(), centred=centred)
     for name in RANKS:
