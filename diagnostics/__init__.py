@@ -22,6 +22,8 @@ from diagnostics.curvature.trace import frobenius_norm as frobenius_norm
 from diagnostics.curvature.trace import trace as trace
 from diagnostics.errors import DiagnosticsError as DiagnosticsError
 from diagnostics.estimate import Estimate as Estimate
+from diagnostics.initialisation.signal_propagation import SignalPropagation as SignalPropagation
+from diagnostics.initialisation.signal_propagation import signal_propagation as signal_propagation
 from diagnostics.learning_rate.effective import effective_learning_rates as effective_learning_rates
 from diagnostics.learning_rate.equilibrium import Equilibrium as Equilibrium
 from diagnostics.learning_rate.equilibrium import equilibrium_rotation as equilibrium_rotation
@@ -100,3 +102,11 @@ from diagnostics.stability.threshold import threshold as threshold
 from diagnostics.stability.trace_bound import trace_ratio as trace_ratio
 from diagnostics.units.activity import UnitActivity as UnitActivity
 from diagnostics.units.activity import unit_activity as unit_activity
+from diagnostics.units.layer_ranks import LayerRanks as LayerRanks
+from diagnostics.units.layer_ranks import layer_ranks as layer_ranks
+from diagnostics.units.neural_collapse import NeuralCollapse as NeuralCollapse
+from diagnostics.units.neural_collapse import neural_collapse as neural_collapse
+from diagnostics.units.rank import FeatureRank as FeatureRank
+from diagnostics.units.rank import feature_rank as feature_rank
+from diagnostics.units.token_similarity import TokenSimilarity as TokenSimilarity
+from diagnostics.units.token_similarity import token_similarity as token_similarity

@@ -11,6 +11,7 @@ from probes.monitor import Monitor as Monitor
 from probes.noise_scale import NoiseScale as NoiseScale
 from probes.noise_stream import NoiseStream as NoiseStream
 from probes.opposing import OpposingSignals as OpposingSignals
+from probes.ranks import FeatureRank as FeatureRank
 from probes.run.reader import Run as Run
 from probes.run.records import Record as Record
 from probes.schedule import at as at

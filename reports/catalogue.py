@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from probes.run import Run
-from reports import opposing, training, units, weights
+from reports import opposing, ranks, training, units, weights
 from reports.chapter import Chapter
 from reports.learning_rate import chapter as learning_rate
 from reports.noise import chapter as noise
@@ -34,6 +34,7 @@ CHAPTERS: dict[str, Callable[[Run], Chapter]] = {
     "spectrum": spectrum.read,
     "learning_rate": learning_rate.read,
     "units": units.read,
+    "ranks": ranks.read,
     "weights": weights.read,
     "training": training.read,
 }

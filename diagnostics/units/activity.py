@@ -13,21 +13,17 @@ All are read from post-activations and slopes, per channel for convolutions and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils._pytree import tree_map
 
 from diagnostics.errors import DiagnosticsError
-from diagnostics.objective import Objective
 from diagnostics.parameters import unwrap
 from diagnostics.quiet import quiet
 from diagnostics.units.capture import Site, capture
+from diagnostics.units.forward import forward_passes
 from diagnostics.units.nonlinearities import slopes
 
 if TYPE_CHECKING:
@@ -121,40 +117,15 @@ def unit_activity(model: nn.Module, batch: Any, tau: float = 0.025) -> UnitActiv
     if not tau >= 0:
         raise DiagnosticsError("tau is negative", given=str(tau), expected="a threshold such as 0.025")
     plain = unwrap(model)
-    if isinstance(batch, Objective):
-        if batch.model is not plain:
-            raise DiagnosticsError("the objective was built on another model", given=type(plain).__name__)
-        runs = [partial(batch.evaluate, index) for index in range(len(batch.batches))]
-    else:
-        runs = [partial(_run, plain, batch)]
     tallies: dict[str, _Tally] = {}
 
     def see(site: Site) -> None:
         tallies.setdefault(site.place, _Tally(site)).add(site)
 
-    for run in runs:
+    for run in forward_passes(plain, batch):
         with quiet(plain, "eval"), torch.no_grad(), capture(plain, see):
             run()
     return UnitActivity([tally.row(tau) for tally in tallies.values()], tau)
-
-
-def _run(model: nn.Module, batch: Any) -> None:
-    # Copies: a model may begin with an in-place operation, and may count its calls in a buffer.
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    batch = dict(batch) if isinstance(batch, Mapping) else batch
-    batch = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
-    if isinstance(batch, Mapping):
-        functional_call(model, buffers, (), dict(batch))
-    elif isinstance(batch, Tensor):
-        functional_call(model, buffers, (batch,))
-    elif isinstance(batch, Sequence) and len(batch) == 2:
-        functional_call(model, buffers, (batch[0],))
-    else:
-        raise DiagnosticsError(
-            "batch cannot be run",
-            given=type(batch).__name__,
-            expected="a tensor of inputs, an (inputs, targets) pair, a mapping, or an Objective",
-        )
 
 
 class _Tally:

@@ -28,6 +28,7 @@ from probes.learning_rate import EffectiveLearningRate
 from probes.noise_scale import NoiseScale
 from probes.opposing import OpposingSignals
 from probes.probe import Moment, Probe, Reading
+from probes.ranks import FeatureRank
 from probes.run.reader import SCHEMA_VERSION, Run, array_key
 from probes.run.records import Record
 from probes.sharpening import Sharpening
@@ -115,7 +116,7 @@ def _probes(only: Collection[str] | None) -> list[Probe]:
     # One measurement, in which a flow may be followed to its end, and eigenvectors told apart.
     around: list[Probe] = [Sharpening(tol=1e-3), AscentSharpness(), BatchLadder(), GradientFlow(max_gradients=20_000)]
     noise: list[Probe] = [NoiseScale(draws=16), GradientAlignment(), OpposingSignals()]
-    named: list[Probe] = [GradientCurvature(), Spectrum(steps=64), *noise, *around]
+    named: list[Probe] = [GradientCurvature(), Spectrum(steps=64), *noise, FeatureRank(), *around]
     return [probe for probe in (*probes, *named) if probe.name in only]
 
 

@@ -1,0 +1,1 @@
+"""Networks at initialisation: whether signals and gradients come through their depth."""
