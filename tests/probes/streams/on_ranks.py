@@ -38,6 +38,11 @@ def on_ranks(program: str, world: int, folder: Path) -> list[str]:
         )
         for rank in range(world)
     ]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    try:
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        # Where one rank failed, the others would wait for it.
+        for process in processes:
+            process.kill()
     assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
     return outputs

@@ -2,7 +2,7 @@
 give the noise scale that the whole population of examples has along the run, within their 95 % intervals.
 
 Data are a finite population from which each rank draws with replacement, so the truth is known at every step: it is
-the sum of tr Σ over steps by the sum of |G|². Over 20 seeds, 95 % intervals held the truth in 174 of 180 cases.
+the sum of tr Σ over steps by the sum of |G|². Seen over 20 seeds: 95 % intervals held the truth in 177 of 180 cases.
 """
 
 from __future__ import annotations
