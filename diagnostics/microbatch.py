@@ -144,11 +144,15 @@ def _see(objective: Objective, index: int, pieces: Objective, values: Sequence[T
             float(pieces.batch_loss(place, values)) if share else 0.0 for place, share in enumerate(pieces.weights)
         ]
     mean = sum(share * loss for share, loss in zip(pieces.weights, losses, strict=True))
-    # Models in float64 may compute their loss in float32.
-    eps = max(torch.finfo(dtype).eps for dtype in (whole.dtype, objective.space.dtype))
     size = max(abs(float(whole)), sum(share * abs(loss) for share, loss in zip(pieces.weights, losses, strict=True)))
-    slack = min(0.05, max(1e-6, 20 * eps**0.75)) * size + 100 * eps
-    return _Seen(float(whole), mean, sum(losses), slack)
+    return _Seen(float(whole), mean, sum(losses), slack_of(objective, whole, size))
+
+
+def slack_of(objective: Objective, loss: Tensor, size: float) -> float:
+    """How far a loss and what it is made of may be apart by rounding, where the parts are ``size`` together."""
+    # Models in float64 may compute their loss in float32.
+    eps: float = max(torch.finfo(dtype).eps for dtype in (loss.dtype, objective.space.dtype))
+    return float(min(0.05, max(1e-6, 20 * eps**0.75)) * size + 100 * eps)
 
 
 def _moved(values: Sequence[Tensor], distance: float) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""The gradient noise scale along a run, measured on the objective's own examples."""
+"""The gradient noise scale along a run, on the objective's own examples, by layer and as the optimizer sees it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from typing import Any, ClassVar
 
 from diagnostics import DiagnosticsError, noise_scale
 from diagnostics.arguments import whole_number
+from diagnostics.noise.noise_scale import NoiseScale as Measured
 from probes.probe import Cost, Moment, Need, Reading
 from probes.readings import reading_of
+
+WHOLE = "(model)"
+"""The layer of parameters that are the model's own."""
 
 
 @dataclass
@@ -50,10 +54,10 @@ class NoiseScale:
         return {"batch_size": self.batch_size, "draws": self.draws}
 
     def measure(self, moment: Moment) -> Iterator[Reading]:
-        """Both scales, and what the first is made of."""
+        """Both scales, what the first is made of, and both in the optimizer's metric."""
         assert moment.objective is not None
         try:
-            measured = noise_scale(moment.objective, draws=self.draws, seed=moment.step)
+            measured, without = self._measured(moment)
         except DiagnosticsError as reason:
             yield Reading("simple", None, status="skipped", note=str(reason))
             return
@@ -66,3 +70,26 @@ class NoiseScale:
         if measured.hessian is not None:
             yield reading_of("hessian", measured.hessian)
         yield reading_of("coherence", measured.coherence)
+        yield reading_of("tail_index", measured.tail)
+        yield reading_of("top_share", measured.top_share)
+        yield reading_of("median_norm", measured.median_norm)
+        if without:
+            yield Reading("preconditioned", None, status="skipped", note=without)
+        for name in ("preconditioned", "preconditioned_hessian"):
+            if (estimate := getattr(measured, name)) is not None:
+                yield reading_of(name, estimate)
+        for row in measured.by_layer:
+            yield reading_of("simple", row.simple, row.layer or WHOLE)
+            yield reading_of("trace_covariance", row.trace_covariance, row.layer or WHOLE)
+
+    def _measured(self, moment: Moment) -> tuple[Measured, str]:
+        """In the optimizer's metric where there is one; otherwise without, and why."""
+        assert moment.objective is not None
+        reason = ""
+        if moment.optimizer is not None:
+            try:
+                measured = noise_scale(moment.objective, optimizer=moment.optimizer, draws=self.draws, seed=moment.step)
+                return measured, ""
+            except DiagnosticsError as problem:
+                reason = str(problem)
+        return noise_scale(moment.objective, draws=self.draws, seed=moment.step), reason

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from probes.run import Run
-from reports import noise, training, units, weights
+from reports import opposing, training, units, weights
 from reports.chapter import Chapter
 from reports.learning_rate import chapter as learning_rate
+from reports.noise import chapter as noise
 from reports.spectrum import chapter as spectrum
 from reports.stability import (
     ascent,
@@ -28,6 +29,8 @@ CHAPTERS: dict[str, Callable[[Run], Chapter]] = {
     "batch_ladder": batch_ladder.read,
     "ascent": ascent.read,
     "noise_scale": noise.read,
+    "gradient_alignment": noise.read_alignment,
+    "opposing": opposing.read,
     "spectrum": spectrum.read,
     "learning_rate": learning_rate.read,
     "units": units.read,

@@ -15,6 +15,9 @@ _CURVATURE = (
     "batch_ladder/",
     "gradient_flow/",
     "noise_scale/",
+    "gradient_alignment/",
+    "opposing/",
+    "noise_stream/",
 )
 
 CONSEQUENCES: dict[str, tuple[str, ...]] = {

@@ -21,7 +21,10 @@ OK, FINDINGS, USAGE, NOT_TAKEN, UNSAFE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 DISTRIBUTION = "training-dynamics-diagnostics"
 
-NAMED = ("gradient_curvature", "spectrum", "sharpening", "ascent", "batch_ladder", "gradient_flow", "noise_scale")
+NAMED = (
+    *("gradient_curvature", "spectrum", "sharpening", "ascent", "batch_ladder", "gradient_flow"),
+    *("noise_scale", "gradient_alignment", "opposing"),
+)
 PROBES = ("sharpness", "learning_rate", "units", *NAMED)
 
 _EPILOG = """\

@@ -16,6 +16,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from diagnostics.averages import Draws
 from diagnostics.errors import DiagnosticsError
 from diagnostics.microbatch import in_microbatches
 from diagnostics.objective import Objective
@@ -96,6 +97,18 @@ def gradient_gram(objective: Objective) -> GradientGram:
     if run.objective is not objective:
         how += f"; batches cut to at most {examples} example{'' if examples == 1 else 's'}"
     return GradientGram(matrix, run.routes, how)
+
+
+def gram_matrix(source: Objective | GradientGram) -> Draws:
+    """⟨g_i, g_j⟩ (N, N) in float64 on the host, of an Objective or of what was measured already.
+
+    Raises:
+        DiagnosticsError: neither; or as ``gradient_gram``.
+    """
+    if not isinstance(source, GradientGram):
+        source = gradient_gram(source)
+    found: Draws = source.matrix.cpu().numpy()
+    return found
 
 
 class _TooLargeError(Exception):

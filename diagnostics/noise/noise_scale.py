@@ -4,39 +4,54 @@ With g_i the gradients of N examples drawn from the data and ḡ their mean,
 
     tr Σ ≈ N/(N − 1) (mean ‖g_i‖² − ‖ḡ‖²),    |G|² ≈ ‖ḡ‖² − tr Σ/N,    B_simple = tr Σ/|G|²,
 
-both unbiased, and divided only once each is known. Errors are the jackknife's over examples: what leaving one out
-changes follows from ‖g_i‖² and ⟨g_i, ḡ⟩, so no gradient is built a second time.
+both unbiased, and divided only once each is known (``from_examples``); B_noise weighs both by curvature
+(``curvature_weighted``). An optimizer that divides coordinates by P sees neither: in the coordinates P^½ θ, where its
+step is a plain one, noise and signal are tr(P⁻¹Σ) and GᵀP⁻¹G, and P is meant to be what makes curvature equal there.
 
-B_noise = tr(HΣ)/GᵀHG weighs noise and gradient by curvature, as the loss does. Its numerator is a mean over random
-halves S of the examples: Δ = g_S − ḡ has E ΔΔᵀ = Σ/N, so tr(HΣ) = N E ΔᵀHΔ. That error is of the halves alone: the
-examples are taken as they are.
-
-Source: McCandlish et al., arXiv 1812.06162; the coherence of m examples: Chatterjee & Zielinski, arXiv 2008.01217.
+Source: McCandlish et al., arXiv 1812.06162; the coherence of m examples: Chatterjee & Zielinski, arXiv 2008.01217;
+noise scales of preconditioned gradients: Qiao et al., arXiv 2008.12260.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy
-import torch
-from scipy.special import stdtrit
 from torch import Tensor
+from torch.optim import Optimizer
 
 from diagnostics.arguments import hessian_of, require_finite_loss, require_objective, whole_number
-from diagnostics.averages import mean
-from diagnostics.curvature.draws import random_stream
+from diagnostics.averages import Draws
+from diagnostics.curvature.layers import layers_of
 from diagnostics.curvature.operators import Hessian
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate
-from diagnostics.loss_terms import leading_dimension
-from diagnostics.minibatches import Minibatches
-from diagnostics.noise.estimators import GradientNoise
-from diagnostics.noise.per_example import per_example_gradient_dots, per_example_gradient_norms
+from diagnostics.noise.curvature_weighted import Step, weighted_by_curvature
+from diagnostics.noise.from_examples import Parts, parts_of
+from diagnostics.noise.per_example import dots_by_parameter, per_example_gradient_dots, per_example_gradient_norms
+from diagnostics.noise.tails import is_heavy, tail_index, top_share
 from diagnostics.objective import Objective
-from diagnostics.recorded.examples import lengths, rows
+from diagnostics.stability.preconditioner import scaling
+
+FEWEST = 4
+"""Examples without which signal and noise cannot be told apart at all."""
+
+
+@dataclass(frozen=True)
+class LayerNoise:
+    """The noise scale of one module's own parameters.
+
+    Attributes:
+        layer: path of the module; empty for the model itself.
+        gradient_sq: its part of |G|²: parts add up.
+        trace_covariance: its part of tr Σ.
+        simple: their quotient, in examples.
+    """
+
+    layer: str
+    gradient_sq: Estimate
+    trace_covariance: Estimate
+    simple: Estimate
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,7 +63,14 @@ class NoiseScale:
         trace_covariance: tr Σ, the variance of single examples' gradients, summed over parameters.
         simple: B_simple = tr Σ/|G|², in examples; undetermined where the interval of |G|² reaches zero.
         hessian: B_noise = tr(HΣ)/GᵀHG, in examples; None when it was not asked for.
+        preconditioned: tr(P⁻¹Σ)/GᵀP⁻¹G of the optimizer's P, in examples; None without an optimizer.
+        preconditioned_hessian: tr(P⁻¹HP⁻¹Σ)/GᵀP⁻¹HP⁻¹G, B_noise of the optimizer's own step; None without either.
         coherence: N/(1 + B_simple): N where all gradients are equal, 1 where they are orthogonal.
+        tail: α of P(‖g_i − ḡ‖ > x) ~ x^−α; at 2 and below there is no tr Σ, and no noise scale.
+        top_share: of tr Σ, what the hundredth of examples with the longest gradients makes.
+        median_norm: of ‖g_i‖, half the interquartile range as spread: where it falls and tr Σ does not, few examples
+            are left to be learned.
+        by_layer: one row for each module with parameters of its own.
         examples: N. An example is a row of a batch: a sequence, not a token.
     """
 
@@ -56,19 +78,43 @@ class NoiseScale:
     trace_covariance: Estimate
     simple: Estimate
     hessian: Estimate | None
+    preconditioned: Estimate | None
+    preconditioned_hessian: Estimate | None
     coherence: Estimate
+    tail: Estimate
+    top_share: Estimate
+    median_norm: Estimate
+    by_layer: tuple[LayerNoise, ...]
     examples: int
+
+    @property
+    def heavy_tailed(self) -> bool:
+        """Whether the noise has no variance to speak of: all of the tail index's interval is below two."""
+        return is_heavy(self.tail)
 
     def __str__(self) -> str:
         lines = [f"B_simple {_told(self.simple)} examples: tr Σ {self.trace_covariance} over |G|² {self.gradient_sq}"]
         if self.hessian is not None:
             lines.append(f"B_noise {_told(self.hessian)} examples, weighted by curvature")
+        if self.preconditioned is not None:
+            lines.append(f"B_simple {_told(self.preconditioned)} examples as the optimizer scales its coordinates")
+        if self.preconditioned_hessian is not None:
+            lines.append(f"B_noise {_told(self.preconditioned_hessian)} examples for the optimizer's own step")
+        if self.heavy_tailed:
+            lines.append(f"heavy tails, index {self.tail}: a few examples make tr Σ, and it grows with their number")
         return "\n".join(lines)
 
     __repr__ = __str__
 
 
-def noise_scale(objective: Objective, *, draws: int = 16, hessian: Hessian | None = None, seed: int = 0) -> NoiseScale:
+def noise_scale(
+    objective: Objective,
+    *,
+    optimizer: Optimizer | None = None,
+    draws: int = 16,
+    hessian: Hessian | None = None,
+    seed: int = 0,
+) -> NoiseScale:
     """How many examples a batch needs before its gradient is mostly signal.
 
     A proxy for the critical batch size, not that itself: it supposes steps of the best size, and it changes over
@@ -76,17 +122,20 @@ def noise_scale(objective: Objective, *, draws: int = 16, hessian: Hessian | Non
 
     Args:
         objective: the trainer's loss on examples drawn at random; some hundreds of them.
-        draws: halves of the examples for B_noise, at a gradient and a Hessian-vector product each; 0 leaves it out.
+        optimizer: the live optimizer, for the noise scales of its own metric.
+        draws: halves of the examples for B_noise, at a gradient and a Hessian-vector product each; with as many as
+            there are examples each is taken by itself, and the error is theirs; 0 leaves it out.
         hessian: one already made for this objective, to share its graph.
         seed: of the halves.
 
     Raises:
-        DiagnosticsError: fewer than four examples, examples that batch normalisation couples, or a gradient that is
-            not finite.
+        DiagnosticsError: fewer than four examples, examples that batch normalisation couples, a gradient that is
+            not finite, or an optimizer that has no preconditioner yet or no rule.
 
     Source: arXiv 1812.06162.
 
     Example:
+        >>> import torch
         >>> class Mean(torch.nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
@@ -104,113 +153,77 @@ def noise_scale(objective: Objective, *, draws: int = 16, hessian: Hessian | Non
         raise DiagnosticsError("draws is too small", given="1", expected="0, or at least 2: one draw has no error")
     require_objective(objective)
     require_finite_loss(objective)
+    gradient = objective.gradient()
+    metric = None if optimizer is None else scaling(optimizer, objective.space, gradient).root.square()
     measured = per_example_gradient_norms(objective)
     count = len(measured.norms)
-    if count < 4:
+    if count < FEWEST:
         raise DiagnosticsError(
             "there are too few examples to tell noise from signal",
             given=f"{count}",
-            expected="some hundreds, at least 4",
+            expected=f"some hundreds, at least {FEWEST}",
         )
-    gradient = objective.gradient()
-    squares = measured.norms.double().square().cpu().numpy()
-    along = per_example_gradient_dots(objective, gradient).cpu().numpy()
-    noise = _jackknifed(squares, along, measured.mean_square.value, measured.how)
-    weighted = None
+    along = {name: part.cpu().numpy() for name, part in dots_by_parameter(objective, gradient).items()}
+    squares = {name: part.cpu().numpy() for name, part in measured.squares.items()}
+    total, projected = _summed(squares), _summed(along)
+    noise = parts_of(total, projected, measured.mean_square.value, measured.how)
+    weighted: list[Estimate | None] = [None, None]
     if draws:
-        weighted = _by_curvature(objective, hessian_of(objective, hessian), gradient, draws, seed, noise)
+        steps: list[Step] = [lambda g: g] if metric is None else [lambda g: g, lambda g: g * metric]
+        found = weighted_by_curvature(
+            objective, hessian_of(objective, hessian), gradient, steps, draws, seed, noise.ratio.determined
+        )
+        weighted = [*found, None][:2]
+    away = numpy.sqrt(numpy.maximum(total - 2 * projected + measured.mean_square.value, 0.0))
     return NoiseScale(
-        gradient_sq=noise.gradient_sq,
-        trace_covariance=noise.trace_covariance,
-        simple=noise.simple,
-        hessian=weighted,
-        coherence=noise.coherence(count),
+        gradient_sq=noise.signal,
+        trace_covariance=noise.noise,
+        simple=noise.ratio,
+        hessian=weighted[0],
+        preconditioned=None if metric is None else _in_metric(objective, gradient, metric).ratio,
+        preconditioned_hessian=weighted[1],
+        coherence=_coherence(noise.ratio, count),
+        tail=tail_index(away),
+        top_share=top_share(away),
+        median_norm=_median(numpy.sqrt(total), measured.how),
+        by_layer=_layers(objective, squares, along, gradient, measured.how),
         examples=count,
     )
 
 
-def _jackknifed(squares: numpy.ndarray, along: numpy.ndarray, mean_square: float, how: str) -> GradientNoise:
-    """From ‖g_i‖² and ⟨g_i, ḡ⟩, (N,) each, and ‖ḡ‖²."""
-    count = len(squares)
-    whole = _unbiased(float(squares.mean()), mean_square, count)
-    left = _unbiased(
-        (squares.sum() - squares) / (count - 1),
-        (count**2 * mean_square - 2 * count * along + squares) / (count - 1) ** 2,
-        count - 1,
-    )
-    reach = float(stdtrit(count - 1, 0.975)) / 1.96
-
-    def estimate(value: float, without: numpy.ndarray, unbiased: bool) -> Estimate:
-        centre = float(without.mean())
-        spread = math.sqrt((count - 1) / count * float(numpy.square(without - centre).sum()))
-        shifted = value if unbiased else count * value - (count - 1) * centre
-        return Estimate(shifted, reach * spread, "standard error", how)
-
-    gradient_sq, trace = estimate(whole[0], left[0], True), estimate(whole[1], left[1], True)
-    if not gradient_sq.interval()[0] > 0.0:
-        reason = f"the interval of |G|² reaches zero: more examples are needed to tell signal from noise; {how}"
-        nothing = Estimate(math.nan, math.nan, "standard error", reason)
-        return GradientNoise(gradient_sq, trace, nothing, 0.0)
-    with numpy.errstate(all="ignore"):
-        ratios = left[1] / left[0]
-    simple = estimate(whole[1] / whole[0], ratios, False)
-    return GradientNoise(gradient_sq, trace, simple, max(0.0, simple.interval()[0]))
+def _layers(
+    objective: Objective, squares: dict[str, Draws], along: dict[str, Draws], gradient: Tensor, how: str
+) -> tuple[LayerNoise, ...]:
+    rows = []
+    for layer in layers_of(objective.space):
+        names = objective.space.names[layer.group]
+        mean = float(gradient[layer.span].double().square().sum())
+        parts = parts_of(_summed({n: squares[n] for n in names}), _summed({n: along[n] for n in names}), mean, how)
+        rows.append(LayerNoise(layer.name, parts.signal, parts.noise, parts.ratio))
+    return tuple(rows)
 
 
-def _unbiased(mean_of_squares: Any, square_of_mean: Any, count: int) -> tuple[Any, Any]:
-    """|G|² and tr Σ, for numbers or for arrays of them."""
-    trace = count / (count - 1) * (mean_of_squares - square_of_mean)
-    return square_of_mean - trace / count, trace
+def _in_metric(objective: Objective, gradient: Tensor, metric: Tensor) -> Parts:
+    """Noise and signal in the coordinates where the optimizer takes plain steps."""
+    measured = per_example_gradient_norms(objective, metric=metric)
+    along = per_example_gradient_dots(objective, gradient.double() * metric.double()).cpu().numpy()
+    own = measured.norms.square().cpu().numpy()
+    return parts_of(own, along, measured.mean_square.value, measured.how, signal="GᵀP⁻¹G")
 
 
-def _by_curvature(
-    objective: Objective, hessian: Hessian, gradient: Tensor, draws: int, seed: int, noise: GradientNoise
-) -> Estimate:
-    """tr(HΣ)/GᵀHG, with GᵀHG ≈ ḡᵀHḡ − tr(HΣ)/N."""
-    counts = lengths(objective)
-    count, half = sum(counts), sum(counts) // 2
-    summed = Minibatches(objective, 1).summed
-    generator = random_stream(seed)
-    curved: list[float] = []
-    for _ in range(draws):
-        chosen = torch.zeros(count, dtype=torch.bool)
-        chosen[torch.randperm(count, generator=generator)[:half]] = True
-        away = _mean_over(objective, chosen, summed) - gradient
-        curved.append(float(away.double() @ (hessian @ away).double()))
-    along = float(gradient.double() @ (hessian @ gradient).double())
-    factor = count * half / (count - half)
-    weighted = mean([factor * each for each in curved], "")
-    signal = along - weighted.value / count
-    how = (
-        f"{draws} random halves of {count} examples, {draws + 1} products, {hessian.route}; the error is of the halves"
-    )
-    if not noise.simple.determined:
-        return Estimate(math.nan, math.nan, "standard error", f"the interval of |G|² reaches zero; {how}")
-    if not signal > 1.96 * weighted.error / count:
-        return Estimate(math.nan, math.nan, "standard error", f"GᵀHG is not positive beyond its error; {how}")
-    # The same draws stand above and below: d/dT of T/(a − T/N) is a/(a − T/N)².
-    return Estimate(weighted.value / signal, along / signal**2 * weighted.error, "standard error", how)
+def _summed(parts: dict[str, Draws]) -> Draws:
+    total: Draws = numpy.sum(list(parts.values()), axis=0)
+    return total
 
 
-def _mean_over(objective: Objective, chosen: Tensor, summed: bool) -> Tensor:
-    """The mean of g_i over the chosen examples, (P,): marks (N,) in the order of the batches."""
-    pieces, weights, terms, origins = [], [], [], []
-    first = 0
-    for index, (batch, weight, whole) in enumerate(
-        zip(objective.batches, objective.weights, objective.terms, strict=True)
-    ):
-        places = chosen[first : first + int(leading_dimension(batch))].nonzero().flatten().tolist()
-        first += int(leading_dimension(batch))
-        if not (places and weight):
-            continue
-        piece = rows(batch, places)
-        held = objective.count_terms(piece)
-        share = float(held > 0) if summed else held / whole
-        pieces.append(piece)
-        terms.append(held)
-        weights.append(weight * share * len(chosen) / int(chosen.sum()))
-        origins.append((index, places[0]))
-    return objective.rebatched(pieces, weights, terms, origins).gradient()
+def _coherence(simple: Estimate, count: int) -> Estimate:
+    value = count / (1 + simple.value)
+    return Estimate(value, value / (1 + simple.value) * simple.error, simple.kind, simple.how)
+
+
+def _median(norms: Draws, how: str) -> Estimate:
+    low, middle, high = (float(value) for value in numpy.quantile(norms, (0.25, 0.5, 0.75)))
+    return Estimate(middle, (high - low) / 2, "spread", f"{how}; half the interquartile range")
 
 
 def _told(estimate: Estimate) -> str:

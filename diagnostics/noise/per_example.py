@@ -25,6 +25,7 @@ from diagnostics.objective import Objective
 from diagnostics.quiet import quiet
 from diagnostics.recorded.contractions import dots, squared_norms
 from diagnostics.recorded.contributions import Contribution, Direct, in_blocks, squares_of
+from diagnostics.recorded.elementwise import squares_in
 from diagnostics.recorded.examples import square
 from diagnostics.recorded.one_pass import OnePass
 
@@ -58,14 +59,17 @@ class PerExampleNorms:
         return f"PerExampleNorms({self})"
 
 
-def per_example_gradient_norms(objective: Objective) -> PerExampleNorms:
+def per_example_gradient_norms(objective: Objective, *, metric: Tensor | None = None) -> PerExampleNorms:
     """‖g_i‖ of every example, where the mean of the g_i is ∇L.
 
     Args:
         objective: the loss, a mean or a sum over examples.
+        metric: d, (P,), not below zero: norms are √Σ_j d_j g_ij², as an optimizer sees them that scales coordinates;
+            None for plain ones.
 
     Raises:
-        DiagnosticsError: batch normalisation or the loss couples the examples; a loss or gradient is not finite.
+        DiagnosticsError: batch normalisation or the loss couples the examples; a loss or gradient is not finite; a
+            metric of another shape.
 
     Source: arXiv 1510.01799.
 
@@ -79,27 +83,32 @@ def per_example_gradient_norms(objective: Objective) -> PerExampleNorms:
     """
     run = OnePass(objective, mean=True)
     count = run.examples
+    weights = None if metric is None else _by_parameter(objective, "metric", metric)
     with quiet(objective.model, objective.mode):
         squares = {name: torch.zeros(count, dtype=torch.float64, device=run.device) for name in objective.space.names}
 
         def recorded(name: str, size: int, at: slice, found: list[Contribution], built: bool) -> None:
             if not built:
-                squares[name][at] = squared_norms(found, size)
+                squares[name][at] = (
+                    squared_norms(found, size) if weights is None else squares_in(found, size, weights[name])
+                )
                 return
             parts = []
             for block in in_blocks(found, size):
-                parts.append(squares_of(block))
+                parts.append(squares_of(block) if weights is None else block.double().square() @ weights[name])
                 run.average({name: block.sum(0)})
             squares[name][at] = torch.cat(parts)
 
         def alone(places: list[int], parts: Mapping[str, Tensor]) -> None:
             for name, rows in parts.items():
-                squares[name][places] = squares_of(rows)
+                squares[name][places] = squares_of(rows) if weights is None else rows.double().square() @ weights[name]
 
         run.through(recorded, alone)
         total = torch.stack(list(squares.values())).sum(0)
         run.require_finite(total)
-        mean_square = sum(square(part) for part in run.total.values()) / count**2
+        mean_square = sum(
+            square(part if weights is None else part * weights[name].sqrt()) for name, part in run.total.items()
+        ) / (count**2)
     return PerExampleNorms(total.sqrt(), exact(mean_square, run.how), squares, run.routes, run.how)
 
 
@@ -120,22 +129,41 @@ def per_example_gradient_dots(objective: Objective, vector: Tensor) -> Tensor:
         >>> bool(torch.isclose(per_example_gradient_dots(objective, gradient).mean(), gradient.double().square().sum()))
         True
     """
+    return torch.stack(list(dots_by_parameter(objective, vector).values())).sum(0)
+
+
+def dots_by_parameter(objective: Objective, vector: Tensor) -> dict[str, Tensor]:
+    """What each parameter adds to ⟨g_i, v⟩, (N,), in float64, by name.
+
+    Raises:
+        DiagnosticsError: as ``per_example_gradient_dots``.
+    """
     run = OnePass(objective)
-    if tuple(vector.shape) != (objective.num_parameters,):
-        raise DiagnosticsError(
-            "vector is not one of the parameters", given=f"shape {tuple(vector.shape)}", expected="(P,)"
-        )
-    parts = dict(zip(objective.space.names, vector.split(list(objective.space.sizes)), strict=True))
+    parts = _by_parameter(objective, "vector", vector)
     with quiet(objective.model, objective.mode):
-        result = torch.zeros(run.examples, dtype=torch.float64, device=run.device)
+        result = {name: torch.zeros(run.examples, dtype=torch.float64, device=run.device) for name in parts}
 
         def recorded(name: str, _: int, at: slice, found: list[Contribution], __: bool) -> None:
-            result[at] += dots(found, parts[name])
+            result[name][at] = dots(found, parts[name])
 
         def alone(places: list[int], gradients: Mapping[str, Tensor]) -> None:
             for name, rows in gradients.items():
-                result[places] += dots([Direct(rows)], parts[name])
+                result[name][places] = dots([Direct(rows)], parts[name])
 
         run.through(recorded, alone)
-        run.require_finite(result)
+        for values in result.values():
+            run.require_finite(values)
     return result
+
+
+def _by_parameter(objective: Objective, name: str, vector: Tensor) -> dict[str, Tensor]:
+    """A vector (P,) cut up by parameter, in float64."""
+    given = tuple(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
+    if given != (objective.num_parameters,):
+        raise DiagnosticsError(
+            f"{name} is not one of the parameters",
+            given=f"shape {given}" if isinstance(vector, Tensor) else str(given),
+            expected=f"a tensor (P,), here ({objective.num_parameters},)",
+        )
+    cut = vector.detach().to(objective.space.device, torch.float64).split(list(objective.space.sizes))
+    return dict(zip(objective.space.names, cut, strict=True))

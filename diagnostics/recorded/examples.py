@@ -55,6 +55,39 @@ def some(objective: Objective, index: int, groups: Sequence[Sequence[int]]) -> O
     return objective.rebatched(pieces, [1.0] * len(pieces), counts, [(index, places[0]) for places in groups])
 
 
+def mean_gradient(objective: Objective, chosen: Tensor, summed: bool) -> Tensor:
+    """The mean of g_i over some examples, (P,).
+
+    Args:
+        objective: the whole.
+        chosen: marks (N,), over the examples of all batches in order.
+        summed: whether the loss adds its examples up.
+    """
+    pieces, weights, terms, origins = [], [], [], []
+    first = 0
+    for index, (batch, weight, whole) in enumerate(
+        zip(objective.batches, objective.weights, objective.terms, strict=True)
+    ):
+        length = int(leading_dimension(batch))
+        places = chosen[first : first + length].nonzero().flatten().tolist()
+        first += length
+        if not (places and weight):
+            continue
+        piece = rows(batch, places)
+        held = objective.count_terms(piece)
+        share = float(held > 0) if summed else held / whole
+        if not share:
+            continue
+        pieces.append(piece)
+        terms.append(held)
+        weights.append(weight * share * len(chosen) / int(chosen.sum()))
+        origins.append((index, places[0]))
+    if not pieces:
+        # Chosen examples without a loss term have no gradient.
+        return torch.zeros(objective.num_parameters, dtype=objective.space.dtype, device=objective.space.device)
+    return objective.rebatched(pieces, weights, terms, origins).gradient()
+
+
 def lengths(objective: Objective) -> list[int]:
     """How many examples each batch holds."""
     return [int(leading_dimension(batch)) for batch in objective.batches]

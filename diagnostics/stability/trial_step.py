@@ -21,7 +21,7 @@ from diagnostics.errors import DiagnosticsError
 from diagnostics.objective import Objective
 from diagnostics.quiet import quiet
 from diagnostics.stability.directional import parameter_vector
-from diagnostics.stability.optimizer_twin import held_by, reached_optimizers, twin_of
+from diagnostics.stability.optimizer_twin import Places, held_by, reached_optimizers, twin_of
 from diagnostics.stability.rules import unwrap_optimizer
 
 
@@ -47,26 +47,36 @@ def trial_step(objective: Objective, optimizer: Optimizer, gradient: Tensor | No
         >>> bool(torch.allclose(step, -0.5 * objective.gradient()))
         True
     """
+    (step,) = trial_steps(objective, optimizer, 1, gradient)
+    return step
+
+
+def trial_steps(objective: Objective, optimizer: Optimizer, count: int, gradient: Tensor | None = None) -> list[Tensor]:
+    """Δ, (P,) each, of so many steps in a row: each with the objective's gradient where the one before it led.
+
+    Args:
+        objective: supplies the gradients.
+        optimizer: as for ``trial_step``.
+        count: how many steps.
+        gradient: ∇L (P,) of the first, when it is known already.
+
+    Raises:
+        DiagnosticsError: as for ``trial_step``.
+
+    Example:
+        >>> model, data = torch.nn.Linear(1, 1, bias=False), (torch.ones(4, 1), torch.zeros(4, 1))
+        >>> objective = Objective(model, torch.nn.MSELoss(), data)  # w², which steps of 3/4 of the gradient overshoot
+        >>> one, other = trial_steps(objective, torch.optim.SGD(model.parameters(), lr=0.75), 2)
+        >>> round(float(other / one), 5)
+        -0.5
+    """
     require_objective(objective)
-    inner, space = unwrap_optimizer(optimizer), objective.space
-    parts = space.unflatten(
-        objective.gradient() if gradient is None else parameter_vector(objective, gradient, "gradient")
-    )
+    inner = unwrap_optimizer(optimizer)
+    first = objective.gradient() if gradient is None else parameter_vector(objective, gradient, "gradient")
     with quiet(objective.model):
         try:
             with _untouched(held_by(reached_optimizers(inner))), twin_of(inner) as (twin, places):
-                for tensor, part in zip(space.tensors, parts, strict=True):
-                    if id(tensor) in places and tensor.requires_grad:
-                        places[id(tensor)].grad = part.detach().clone()
-                with _global_hooks_aside():
-                    twin.step()
-                with torch.no_grad():
-                    return space.flatten(
-                        places[id(tensor)].detach() - tensor.detach()
-                        if id(tensor) in places
-                        else torch.zeros_like(tensor)
-                        for tensor in space.tensors
-                    )
+                return list(_steps(objective, twin, places, first, count))
         # Optimizers are anybody's code, and may need what a copy does not have.
         except Exception as problem:
             if isinstance(problem, DiagnosticsError | torch.OutOfMemoryError):
@@ -78,6 +88,24 @@ def trial_step(objective: Objective, optimizer: Optimizer, gradient: Tensor | No
                 attempt="directional_sharpness(objective, update) or critical_sharpness(objective, update) "
                 "with an update that was seen in training",
             ) from problem
+
+
+def _steps(objective: Objective, twin: Optimizer, places: Places, gradient: Tensor, count: int) -> Iterator[Tensor]:
+    space = objective.space
+    for step in range(count):
+        at = [places.get(id(tensor), tensor).detach().clone() for tensor in space.tensors]
+        if step:
+            gradient = objective.loss_and_gradient(at)[1]
+        for tensor, part in zip(space.tensors, space.unflatten(gradient), strict=True):
+            if id(tensor) in places and tensor.requires_grad:
+                places[id(tensor)].grad = part.detach().clone()
+        with _global_hooks_aside():
+            twin.step()
+        with torch.no_grad():
+            yield space.flatten(
+                places[id(tensor)].detach() - before if id(tensor) in places else torch.zeros_like(tensor)
+                for tensor, before in zip(space.tensors, at, strict=True)
+            )
 
 
 @contextmanager

@@ -19,12 +19,14 @@ from probes.checkpoint.load import load_checkpoint
 from probes.checkpoint.state import state_tensors
 from probes.checkpoint.task import build_task
 from probes.checkpoint.weights import survey
+from probes.gradient_alignment import GradientAlignment
 from probes.gradient_curvature import GradientCurvature
 from probes.gradient_flow import GradientFlow
 from probes.header import describe_groups, describe_objective, describe_optimizer, device_name, versions
 from probes.journal import to_record
 from probes.learning_rate import EffectiveLearningRate
 from probes.noise_scale import NoiseScale
+from probes.opposing import OpposingSignals
 from probes.probe import Moment, Probe, Reading
 from probes.run.reader import SCHEMA_VERSION, Run, array_key
 from probes.run.records import Record
@@ -112,7 +114,8 @@ def _probes(only: Collection[str] | None) -> list[Probe]:
         return probes
     # One measurement, in which a flow may be followed to its end, and eigenvectors told apart.
     around: list[Probe] = [Sharpening(tol=1e-3), AscentSharpness(), BatchLadder(), GradientFlow(max_gradients=20_000)]
-    named: list[Probe] = [GradientCurvature(), Spectrum(steps=64), NoiseScale(draws=16), *around]
+    noise: list[Probe] = [NoiseScale(draws=16), GradientAlignment(), OpposingSignals()]
+    named: list[Probe] = [GradientCurvature(), Spectrum(steps=64), *noise, *around]
     return [probe for probe in (*probes, *named) if probe.name in only]
 
 

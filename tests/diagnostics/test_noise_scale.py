@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy
@@ -80,18 +81,147 @@ def test_it_is_that_of_gradients_built_one_by_one() -> None:
     assert float(n.coherence) == pytest.approx(count / (1 + float(n.simple)))
 
 
-def test_curvature_weighs_noise_and_signal() -> None:
-    objective = _network()
+def _weighted(objective: Objective, scale: Tensor | float = 1.0) -> float:
+    """B_noise of steps that are the gradient times ``scale``, from gradients built one by one and the dense Hessian."""
     x, y = (torch.cat([batch[place] for batch in objective.batches]) for place in (0, 1))
     gradients, H = _gradients(objective), dense_hessian(objective.model, lambda: nn.MSELoss()(objective.model(x), y))
+    gradients = gradients * scale
     mean = gradients.mean(0)
     covariance = (gradients - mean).T @ (gradients - mean) / (len(gradients) - 1)
     weighted = float((H * covariance).sum())
-    exact = weighted / (float(mean @ H @ mean) - weighted / len(gradients))
+    return weighted / (float(mean @ H @ mean) - weighted / len(gradients))
+
+
+def test_curvature_weighs_noise_and_signal() -> None:
+    objective = _network(240)
+    exact = _weighted(objective)
     n = noise_scale(objective, draws=200)
     assert n.hessian is not None
     assert abs(float(n.hessian) - exact) < 1.5 * 1.96 * n.hessian.error
     assert n.hessian.error < 0.2 * exact
+
+
+def test_with_a_product_for_every_example_only_the_examples_are_left_to_chance() -> None:
+    objective = _network()
+    drawn, whole = noise_scale(objective, draws=23), noise_scale(objective, draws=24)
+    again = noise_scale(objective, draws=1000, seed=7)
+    assert drawn.hessian is not None
+    assert whole.hessian is not None
+    assert again.hessian == whole.hessian
+    assert "random halves" in drawn.hessian.how
+    assert "jackknife over examples" in whole.hessian.how
+    gradients = _gradients(objective)
+    x, y = (torch.cat([batch[place] for batch in objective.batches]) for place in (0, 1))
+    H = dense_hessian(objective.model, lambda: nn.MSELoss()(objective.model(x), y))
+
+    def ratio(rows: Tensor) -> float:
+        mean = rows.mean(0)
+        noise = float((((rows - mean) @ H) * (rows - mean)).sum()) / (len(rows) - 1)
+        return noise / (float(mean @ H @ mean) - noise / len(rows))
+
+    left = [ratio(torch.cat([gradients[:i], gradients[i + 1 :]])) for i in range(24)]
+    assert float(whole.hessian) == pytest.approx(24 * ratio(gradients) - 23 * numpy.mean(left), rel=1e-6)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_enumeration_of_every_batch_gives_both_scales_exactly(weighted: bool) -> None:
+    """Least squares on 8 examples: mean g_BᵀHg_B over all batches of 2 and of 4, with and without replacement.
+
+    Without replacement they differ by tr(HΣ)(1/2 − 1/4) N/(N − 1): what is unbiased for the population behind.
+    """
+    torch.manual_seed(3)
+    model, x, y = nn.Linear(3, 1).double(), 0.3 * torch.randn(8, 3).double(), torch.randn(8, 1).double() + 4
+    objective = Objective(model, nn.MSELoss(), [(x[:5], y[:5]), (x[5:], y[5:])])
+    H = dense_hessian(model, lambda: nn.MSELoss()(model(x), y)) if weighted else torch.eye(4, dtype=torch.float64)
+    rows = _gradients(objective)
+
+    def parts(some: Tensor, replaced: bool) -> tuple[float, float]:
+        """Signal and noise, from two batch sizes."""
+        found = []
+        for size in (2, 4):
+            places = range(len(some))
+            batches = itertools.product(places, repeat=size) if replaced else itertools.combinations(places, size)
+            means = torch.stack([some[list(batch)].mean(0) for batch in batches])
+            found.append(float(((means @ H) * means).sum(1).mean()))
+        noise = (found[0] - found[1]) / (1 / 2 - 1 / 4)
+        return found[1] - noise / 4, noise
+
+    mean = rows.mean(0)
+    trace = float((((rows - mean) @ H) * (rows - mean)).sum() / 8)
+    along = float(mean @ H @ mean)
+    assert parts(rows, replaced=True) == pytest.approx((along, trace), rel=1e-9)
+    assert parts(rows, replaced=False) == pytest.approx((along - trace / 7, trace * 8 / 7), rel=1e-9)
+    n = noise_scale(objective, draws=8)
+    measured = n.hessian if weighted else n.simple
+    assert measured is not None
+    ratios = [parts(torch.cat([rows[:i], rows[i + 1 :]]), replaced=False) for i in range(8)]
+    signal, noise = parts(rows, replaced=False)
+    corrected = 8 * noise / signal - 7 * numpy.mean([above / below for below, above in ratios])
+    assert float(measured) == pytest.approx(corrected, rel=1e-8)
+
+
+def test_the_noise_scale_in_the_metric_of_the_optimizer() -> None:
+    """Adam's coordinates: √(√v̂ + ε) times as long; plain descent changes nothing."""
+    torch.manual_seed(0)
+    x, y = torch.randn(24, 3).double(), torch.randn(24, 2).double() + 6.0
+    x[:, 2] *= 0.1
+    objective = Objective(nn.Linear(3, 2).double(), nn.MSELoss(), [(x[:9], y[:9]), (x[9:], y[9:])])
+    optimizer = torch.optim.Adam(objective.model.parameters(), lr=1e-3, eps=5.0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        nn.MSELoss()(objective.model(objective.batches[0][0]), objective.batches[0][1]).backward()
+        optimizer.step()
+    n = noise_scale(objective, optimizer=optimizer, draws=24)
+    state = [optimizer.state[p] for p in objective.model.parameters()]
+    second = torch.cat([(one["exp_avg_sq"] / (1 - 0.999**3)).sqrt().flatten() for one in state]) + 5.0
+    gradients = _gradients(objective) / second.sqrt()
+    signal, trace = _by_hand(gradients)
+    assert n.preconditioned is not None
+    without = [_by_hand(torch.cat([gradients[:i], gradients[i + 1 :]])) for i in range(24)]
+    ratios = numpy.array([one[1] / one[0] for one in without])
+    assert float(n.preconditioned) == pytest.approx(24 * trace / signal - 23 * ratios.mean(), rel=1e-6)
+    assert float(n.preconditioned) != pytest.approx(float(n.simple), rel=0.05)
+    exact = _weighted(objective, 1 / second)
+    drawn = noise_scale(objective, optimizer=optimizer, draws=23).preconditioned_hessian
+    assert n.preconditioned_hessian is not None
+    assert drawn is not None
+    assert float(n.preconditioned_hessian) == pytest.approx(exact, rel=0.25)
+    assert abs(float(drawn) - exact) < 3 * drawn.error
+    assert "as the optimizer scales" in str(n)
+    assert "optimizer's own step" in str(n)
+    plain = noise_scale(objective, optimizer=torch.optim.SGD(objective.model.parameters(), lr=0.1), draws=0)
+    assert plain.preconditioned is not None
+    assert float(plain.preconditioned) == pytest.approx(float(plain.simple), rel=1e-9)
+    with pytest.raises(DiagnosticsError, match="no preconditioner yet"):
+        noise_scale(objective, optimizer=torch.optim.Adam(objective.model.parameters()), draws=0)
+
+
+def test_layers_add_up_and_each_has_its_own_scale() -> None:
+    objective = _network()
+    n, gradients = noise_scale(objective, draws=0), _gradients(objective)
+    assert [row.layer for row in n.by_layer] == ["0", "2"]
+    for row, span in zip(n.by_layer, (slice(0, 20), slice(20, 32)), strict=True):
+        signal, trace = _by_hand(gradients[:, span])
+        assert float(row.gradient_sq) == pytest.approx(signal, rel=1e-9)
+        assert float(row.trace_covariance) == pytest.approx(trace, rel=1e-9)
+    assert sum(float(row.trace_covariance) for row in n.by_layer) == pytest.approx(float(n.trace_covariance), rel=1e-9)
+
+
+def test_a_few_examples_that_make_all_the_noise_are_told() -> None:
+    """Planted: P(‖g‖ > x) = x^−1.2. Control: Gaussian noise."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.nn.functional.normalize(torch.randn(400, 10, dtype=torch.float64, generator=generator))
+    sizes = torch.rand(400, 1, dtype=torch.float64, generator=generator) ** (-1 / 1.2)
+    at = torch.zeros(10, dtype=torch.float64)
+    at[0] = 50.0
+    heavy = noise_scale(Objective(Mean(at), half_square, (sizes * directions, torch.zeros(400, 10).double())), draws=0)
+    assert heavy.heavy_tailed
+    assert "heavy tails" in str(heavy)
+    light = noise_scale(_gaussian(400, 0), draws=0)
+    assert not light.heavy_tailed
+    assert float(light.tail) > 4
+    assert "heavy tails" not in str(light)
+    assert not noise_scale(_gaussian(99, 0), draws=0).tail.determined
 
 
 def test_with_the_identity_for_curvature_both_are_one_number() -> None:

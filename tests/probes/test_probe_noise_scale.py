@@ -19,12 +19,27 @@ def test_every_number_is_that_of_a_direct_call(toy: Toy) -> None:
     got = {
         reading.name: reading
         for reading in NoiseScale(batch_size=4, draws=6).measure(Moment(3, toy.model, None, toy.objective))
+        if reading.layer is None
     }
     direct = noise_scale(toy.objective, draws=6, seed=3)
     assert got["gradient_sq"].value == direct.gradient_sq
     assert got["trace_covariance"].value == direct.trace_covariance
     assert got["simple"].value == (direct.simple if direct.simple.determined else None)
     assert (got["batch_size"].value, got["examples"].value) == (4.0, float(direct.examples))
+
+
+def test_layers_and_the_metric_of_the_optimizer_are_there(toy: Toy) -> None:
+    adam = torch.optim.Adam(toy.model.parameters())
+    fresh = list(NoiseScale(draws=0).measure(Moment(0, toy.model, adam, toy.objective)))
+    (reading,) = (one for one in fresh if one.name == "preconditioned")
+    assert (reading.status, "no preconditioner yet" in str(reading.note)) == ("skipped", True)
+    layers = [one.layer for one in fresh if one.name == "trace_covariance"]
+    assert layers == [None, *(row.layer for row in noise_scale(toy.objective, draws=0).by_layer)]
+    plain = NoiseScale(draws=0).measure(Moment(1, toy.model, toy.optimizer, toy.objective))
+    direct = noise_scale(toy.objective, optimizer=toy.optimizer, draws=0).preconditioned
+    assert direct is not None
+    (value,) = (one.value for one in plain if one.name == "preconditioned")
+    assert value == (direct if direct.determined else None)
 
 
 def test_a_run_holds_it_and_is_the_same_bit_for_bit(folder: Path) -> None:

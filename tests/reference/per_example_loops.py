@@ -21,3 +21,9 @@ def gradients(model: nn.Module, contribution: Contribution, count: int, names: S
         filled = (torch.zeros_like(p) if part is None else part for p, part in zip(chosen, parts, strict=True))
         rows.append(torch.cat([(part.to_dense() if part.is_sparse else part).flatten() for part in filled]))
     return torch.stack(rows).double()
+
+
+def losses(model: nn.Module, contribution: Contribution, count: int) -> Tensor:
+    """(N,), the i-th what the i-th example adds."""
+    with torch.no_grad():
+        return torch.stack([contribution(model, place).double() for place in range(count)])

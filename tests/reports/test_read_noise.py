@@ -7,7 +7,7 @@ from matplotlib.figure import Figure as Canvas
 from runs import run_of
 
 from probes.run import Record, Run
-from reports import noise
+from reports.noise import chapter as noise
 
 SIMPLE, WEIGHTED, BATCH = (("noise_scale", name) for name in ("simple", "hessian", "batch_size"))
 
@@ -44,6 +44,19 @@ def test_without_a_batch_the_scale_is_told_with_where_it_came_from() -> None:
     assert [str(row[0]) for row in figure.table.rows] == ["0", "10"]
 
 
+def test_a_scale_that_was_lost_since_says_so() -> None:
+    run = run_of({SIMPLE: [10.0, 40.0]}, error=2.0)
+    note = "undetermined: the interval of |G|² reaches zero"
+    lost = Record(step=20, time=0.0, probe="noise_scale", name="simple", status="skipped", note=note)
+    layer = Record(step=30, time=0.0, probe="noise_scale", name="simple", layer="0", status="skipped", note=note)
+    (finding,) = noise.read(Run({}, [*run.records, lost, layer])).findings
+    assert "at step 10" in finding.claim
+    assert "from step 20 on it is not to be told" in finding.claim
+    assert finding.advice
+    (kept,) = noise.read(Run({}, [*run.records, layer])).findings
+    assert "not to be told" not in kept.claim
+
+
 def test_what_is_undetermined_says_why_and_nobody_asked_means_nothing() -> None:
     note = "undetermined: the interval of |G|² reaches zero"
     record = Record(step=0, time=0.0, probe="noise_scale", name="simple", status="skipped", note=note)
@@ -52,3 +65,28 @@ def test_what_is_undetermined_says_why_and_nobody_asked_means_nothing() -> None:
     assert "reaches zero" in finding.claim + finding.meaning
     assert finding.advice
     assert noise.read(Run({}, [])).findings == ()
+
+
+def test_the_stream_of_the_run_is_read_alike_beside_the_other() -> None:
+    of_steps = ("noise_stream", "simple"), ("noise_stream", "batch_size")
+    run = run_of({SIMPLE: [10.0, 40.0], of_steps[0]: [20.0, 30.0, 35.0], of_steps[1]: [2.0, 2.0, 2.0]}, error=2.0)
+    chapter = noise.read(run)
+    first, second = chapter.findings
+    assert (first.id, second.id) == ("noise_scale/batch", "noise_stream/batch")
+    assert second.claim.startswith("The gradient noise scale of the run's own steps is 35 ± 2 examples at step 20, up")
+    assert "batches of 2 are far below it" in second.claim
+    (figure,) = chapter.figures
+    figure.draw(Canvas())
+    assert figure.table.columns == ("step", "B_simple", "B_simple of the steps")
+    assert second.evidence == (figure.id,)
+
+
+def test_a_stream_alone_has_its_figure_and_without_numbers_its_reason() -> None:
+    (figure,) = noise.read(run_of({("noise_stream", "simple"): [20.0, 30.0]})).figures
+    assert figure.table.columns == ("step", "B_simple of the steps")
+    record = Record(step=5, time=0.0, probe="noise_stream", name="simple", status="skipped", note="one micro-batch")
+    other = Record(step=5, time=0.0, probe="noise_stream", name="at_least", status="skipped", note="no bound")
+    (finding,) = noise.read(Run({}, [record, other])).findings
+    assert (finding.id, finding.level) == ("noise_stream/batch", "unmeasured")
+    assert "one micro-batch" in finding.claim
+    assert "longer average" in finding.advice[0]

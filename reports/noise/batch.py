@@ -7,61 +7,78 @@ It is a proxy of the critical batch size, which was seen to differ from it (arXi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import numpy
 from matplotlib.figure import Figure as Canvas
 
 from diagnostics.estimate import Estimate, format_value
-from probes.run import Run
-from probes.run.reader import Series
+from probes.run import Record, Run
 from reports import palette
-from reports.chapter import Chapter, method_of, reason_missing, step_table, unmeasured
+from reports.chapter import method_of, reason_missing, step_table, unmeasured
 from reports.charts import Edge, Line, lines, stacked
 from reports.document import Figure
 from reports.finding import Finding
 
-ID = "noise_scale/batch"
 CITATION = "McCandlish et al., arXiv 1812.06162; Merrill et al., arXiv 2505.23971"
 
 APART = 10.0
 """A batch this many times smaller or larger than the noise scale is far from it, errors allowed for."""
 
-_UNDETERMINED = (
-    "More examples in the Objective: the noise is told from the signal only where there are about as many as the noise "
-    "scale.",
-)
+
+@dataclass(frozen=True)
+class _Source:
+    """A probe that measures the noise scale: what its number is called, and what would make it more certain."""
+
+    probe: str
+    what: str
+    more: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.probe}/batch"
+
+    @property
+    def advice(self) -> str:
+        return f"{self.more}: noise is told from signal only where there are about as many as the noise scale."
 
 
-def read(run: Run) -> Chapter:
-    """Finding and figure about gradient noise."""
-    simple, weighted = run.series("noise_scale", "simple"), run.series("noise_scale", "hessian")
-    return Chapter(tuple(_finding(run)), tuple(_figure(run, simple, weighted)))
+OBJECTIVE = _Source("noise_scale", "The gradient noise scale", "More examples in the Objective")
+STREAM = _Source("noise_stream", "The gradient noise scale of the run's own steps", "More steps in a longer average")
 
 
-def _finding(run: Run) -> list[Finding]:
-    last = run.last("noise_scale", "simple")
+def batch(run: Run) -> list[Finding]:
+    """Whether batches are small or large for the noise in their gradients."""
+    return [finding for source in (OBJECTIVE, STREAM) for finding in _finding(run, source)]
+
+
+def _finding(run: Run, source: _Source) -> list[Finding]:
+    last = run.last(source.probe, "simple")
     if last is None or last.value is None:
-        reason = reason_missing(run, "noise_scale")
-        return [] if reason is None else [unmeasured(ID, "The gradient noise scale", reason, _UNDETERMINED, CITATION)]
-    claim = f"The gradient noise scale is {format_value(last.value, last.error)} examples at step {last.step}"
-    weighted = run.last("noise_scale", "hessian")
+        reason = _reason(run, source.probe)
+        return [] if reason is None else [unmeasured(source.id, source.what, reason, (source.advice,), CITATION)]
+    claim = f"{source.what} is {format_value(last.value, last.error)} examples at step {last.step}"
+    weighted = run.last(source.probe, "hessian")
     if weighted is not None and weighted.value is not None and weighted.step == last.step:
         claim += f" ({format_value(weighted.value, weighted.error)} weighted by curvature)"
-    first = run.series("noise_scale", "simple")
+    first = run.series(source.probe, "simple")
     if len(first) > 1:
         claim += f", {'up' if last.value > first.values[0] else 'down'} from {first.values[0]:.3g}"
-    batch = run.last("noise_scale", "batch_size")
-    said, meaning = _against(batch.value if batch else None, last.value, 1.96 * (last.error or 0.0))
+    gone = next((one for one in run.records if _lost(one, source.probe, last.step)), None)
+    if gone is not None:
+        claim += f"; from step {gone.step} on it is not to be told"
+    used = run.last(source.probe, "batch_size")
+    said, meaning = _against(used.value if used else None, last.value, 1.96 * (last.error or 0.0), source.more)
     return [
         Finding(
-            id=ID,
+            id=source.id,
             level="ok",
             claim=f"{claim}{said}.",
             value=Estimate(last.value, last.error or 0.0, "standard error", method_of(last)),
             threshold="",
             meaning=f"{meaning} A proxy for the critical batch size, which was seen to differ from it.",
-            advice=(),
+            advice=() if gone is None else (source.advice,),
             evidence=("noise-scale",) if len(first) > 1 else (),
             method=method_of(last),
             citation=CITATION,
@@ -69,7 +86,19 @@ def _finding(run: Run) -> list[Finding]:
     ]
 
 
-def _against(batch: float | None, scale: float, reach: float) -> tuple[str, str]:
+def _lost(record: Record, probe: str, step: int) -> bool:
+    """Whether a check after this step could not tell signal from noise."""
+    of_all = (record.probe, record.name, record.layer) == (probe, "simple", None)
+    return of_all and record.status == "skipped" and record.step > step
+
+
+def _reason(run: Run, probe: str) -> str | None:
+    """Why there is no number: of B_simple itself, where the probe came so far."""
+    silent = [record for record in run.records if (record.probe, record.name) == (probe, "simple") and record.note]
+    return str(silent[-1].note).rstrip(".") if silent else reason_missing(run, probe)
+
+
+def _against(batch: float | None, scale: float, reach: float, more: str) -> tuple[str, str]:
     """The claim's second half, and its meaning."""
     if batch is None:
         return "", "Gradients of fewer examples than this are mostly noise, of more mostly signal."
@@ -85,27 +114,32 @@ def _against(batch: float | None, scale: float, reach: float) -> tuple[str, str]
         )
     if not 1 / APART < scale / batch < APART:
         return f"; whether batches of {batch:g} are far from it is not certain", (
-            "The error reaches to where they are of its order. More examples in the Objective would tell."
+            f"The error reaches to where they are of its order. {more} would tell."
         )
     return f"; batches of {batch:g} are of its order", "Steps and examples are both used well at such a size."
 
 
-def _figure(run: Run, simple: Series, weighted: Series) -> list[Figure]:
-    if len(simple) < 2:
+def figure(run: Run) -> list[Figure]:
+    """The noise scale over steps, and the batch in use."""
+    named = (
+        Line("B_simple", run.series(OBJECTIVE.probe, "simple"), band=True),
+        Line("B_noise", run.series(OBJECTIVE.probe, "hessian"), color=palette.SERIES[1]),
+        Line("B_simple of the steps", run.series(STREAM.probe, "simple"), band=True, color=palette.SERIES[2]),
+    )
+    curves = [curve for curve in named if len(curve.series) > 1]
+    if not curves:
         return []
-    curves = [Line("B_simple", simple, band=True)]
-    if len(weighted) > 1:
-        curves.append(Line("B_noise", weighted, color=palette.SERIES[1]))
-    batch = run.last("noise_scale", "batch_size")
+    simple = curves[0].series
+    used = run.last(OBJECTIVE.probe, "batch_size") or run.last(STREAM.probe, "batch_size")
     return [
         Figure(
             id="noise-scale",
             title="Gradient noise scale",
             caption="In examples, log scale. B_simple is tr Σ/|G|², with one standard error; B_noise weighs both "
-            "by curvature." + (" Dashed: the batch in use." if batch else ""),
+            "by curvature." + (" Dashed: the batch in use." if used else ""),
             alt=f"Gradient noise scale over steps {simple.steps[0]} to {simple.steps[-1]}, from {simple.values[0]:.3g} "
             f"to {simple.values[-1]:.3g} examples.",
-            draw=partial(_draw, curves, None if batch is None else batch.value),
+            draw=partial(_draw, curves, None if used is None else used.value),
             table=step_table(tuple(curve.label for curve in curves), [curve.series for curve in curves]),
         )
     ]

@@ -1,0 +1,1 @@
+"""Reading gradient noise: what it says about the batch in use."""
