@@ -99,6 +99,18 @@ def gradient_gram(objective: Objective) -> GradientGram:
     return GradientGram(matrix, run.routes, how)
 
 
+def gram_matrix(source: Objective | GradientGram) -> Draws:
+    """⟨g_i, g_j⟩ (N, N) in float64 on the host, of an Objective or of what was measured already.
+
+    Raises:
+        DiagnosticsError: neither; or as ``gradient_gram``.
+    """
+    if not isinstance(source, GradientGram):
+        source = gradient_gram(source)
+    found: Draws = source.matrix.cpu().numpy()
+    return found
+
+
 class _TooLargeError(Exception):
     """A batch cannot be held; so many of its examples could be."""
 

@@ -16,11 +16,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from diagnostics import DiagnosticsError, Objective, per_example_gradient_dots, per_example_gradient_norms
+from diagnostics import (
+    DiagnosticsError,
+    Objective,
+    gradient_signal_to_noise,
+    per_example_gradient_dots,
+    per_example_gradient_norms,
+)
 from diagnostics.recorded import alone, vectorised
 from tests.cases.language import MASKED
 from tests.cases.models import Recurrent
 from tests.diagnostics.test_per_example import agrees, double
+from tests.reference.per_example_loops import gradients
 
 LOSS = nn.MSELoss()
 UNKNOWN = "vmap, an operation that is not known"
@@ -128,6 +135,21 @@ def test_models_that_are_not_known(name: str, at_once: int | None, monkeypatch: 
     objective = Objective(model, LOSS, (x, y))
     agrees(objective, of(model, x, y), recorded=False)
     assert routes(objective) - {"recorded"} == {UNKNOWN}
+
+
+def test_what_is_asked_of_single_entries() -> None:
+    """Norms in a metric and second moments are of the same rows."""
+    torch.manual_seed(11)
+    model, (x, y) = double(Cell()), data()
+    objective = Objective(model, LOSS, (x, y))
+    twin = gradients(model, of(model, x, y), len(x))
+    metric = torch.rand(objective.num_parameters, dtype=torch.float64)
+    measured = per_example_gradient_norms(objective, metric=metric)
+    torch.testing.assert_close(measured.norms, (twin.square() @ metric).sqrt(), rtol=1e-9, atol=0)
+    assert UNKNOWN in measured.routes.values()
+    signal = gradient_signal_to_noise(objective).ratio
+    expected = twin.mean(0).square() / twin.var(0) - 1 / len(x)
+    torch.testing.assert_close(signal, expected, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
