@@ -237,7 +237,13 @@ def _group_norm(
         return call.channels(call.gradient)
     if call.operand is not weight:
         raise UnknownOperationError
-    return call.channels(call.gradient * F.group_norm(input.detach(), num_groups, None, None, eps))
+    # Every example's channels as channels of their own: torch then adds up over the positions of each alone.
+    count, channels = input.shape[:2]
+    scale = torch.ones(count * channels, dtype=input.dtype, device=input.device, requires_grad=True)
+    with torch.enable_grad():
+        output = F.group_norm(input.detach().reshape(1, count * channels, -1), count * num_groups, scale, None, eps)
+        (full,) = torch.autograd.grad(output, scale, call.gradient.reshape(output.shape))
+    return call.spread(full.view(count, channels), (1, channels))
 
 
 def _batch_norm(

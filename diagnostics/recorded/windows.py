@@ -25,7 +25,7 @@ def windows(
 ) -> Tensor:
     """What the kernel sees at each position, (B, G, T, C/G · prod(kernel)), from an image (B, C, *space)."""
     if any(low or high for low, high in padding):
-        image = F.pad(image, [side for pair in reversed(padding) for side in pair])
+        image = padded(image, padding)
     count, channels = image.shape[:2]
     strides = image.stride()
     inside = [step * dilate for step, dilate in zip(strides[2:], dilation, strict=True)]
@@ -37,6 +37,11 @@ def windows(
         image.storage_offset(),
     )
     return seen.reshape(count, groups, channels // groups * prod(kernel), prod(positions)).mT
+
+
+def padded(image: Tensor, padding: Sequence[tuple[int, int]]) -> Tensor:
+    """With zeros before and after."""
+    return F.pad(image, [side for pair in reversed(padding) for side in pair])
 
 
 def padding_of(
