@@ -23,8 +23,8 @@ from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, exact
 from diagnostics.objective import Objective
 from diagnostics.quiet import quiet
-from diagnostics.recorded.contractions import dots, squared_norms
-from diagnostics.recorded.contributions import Contribution, Direct, in_blocks, squares_of
+from diagnostics.recorded.contractions import dots, norms_and_sum, squared_norms
+from diagnostics.recorded.contributions import Contribution, Direct
 from diagnostics.recorded.examples import square
 from diagnostics.recorded.one_pass import OnePass
 from diagnostics.recorded.sheets import sheets
@@ -109,11 +109,8 @@ def per_example_gradient_norms(objective: Objective) -> PerExampleNorms:
             if not built:
                 squares[name][at] = squared_norms(found, size)
                 return
-            parts = []
-            for block in in_blocks(found, size):
-                parts.append(squares_of(block))
-                run.average({name: block.sum(0)})
-            squares[name][at] = torch.cat(parts)
+            squares[name][at], whole = norms_and_sum(found, size)
+            run.average({name: whole})
 
         def alone(place: int, parts: Mapping[str, Tensor]) -> None:
             for name, part in parts.items():

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from diagnostics.recorded.contributions import Contribution, Convolved, Direct, Lookup, Outer
+from diagnostics.recorded.contributions import BLOCK_BYTES, Contribution, Convolved, Direct, Lookup, Outer
 from diagnostics.recorded.layouts import Layout
 from diagnostics.recorded.recording import Use
 from diagnostics.recorded.windows import padding_of, tuple_of
@@ -238,12 +238,15 @@ def _group_norm(
     if call.operand is not weight:
         raise UnknownOperationError
     # Every example's channels as channels of their own: torch then adds up over the positions of each alone.
-    count, channels = input.shape[:2]
-    scale = torch.ones(count * channels, dtype=input.dtype, device=input.device, requires_grad=True)
-    with torch.enable_grad():
-        output = F.group_norm(input.detach().reshape(1, count * channels, -1), count * num_groups, scale, None, eps)
-        (full,) = torch.autograd.grad(output, scale, call.gradient.reshape(output.shape))
-    return call.spread(full.view(count, channels), (1, channels))
+    rows = []
+    step = max(1, BLOCK_BYTES // (4 * input[0].nbytes))
+    for some, gradient in zip(input.detach().split(step), call.gradient.split(step), strict=True):
+        count, channels = some.shape[:2]
+        scale = torch.ones(count * channels, dtype=input.dtype, device=input.device, requires_grad=True)
+        with torch.enable_grad():
+            output = F.group_norm(some.reshape(1, count * channels, -1), count * num_groups, scale, None, eps)
+            rows.append(torch.autograd.grad(output, scale, gradient.reshape(output.shape))[0].view(count, channels))
+    return call.spread(torch.cat(rows), (1, input.shape[1]))
 
 
 def _batch_norm(
