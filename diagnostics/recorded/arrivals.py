@@ -7,7 +7,6 @@ pass holds itself.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -40,14 +39,7 @@ class Arrivals:
         see: Callable[[str], None] | None,
     ) -> None:
         self.recording, self.gradients, self.see = recording, gradients, see
-        self.roots = [
-            frozenset[str]().union(*(recording.roots[value] for value, _ in use.operands)) for use in recording.uses
-        ]
-        self.missing = Counter(name for names in self.roots for name in names)
-        self.places: dict[str, list[int]] = {name: [] for name in self.missing}
-        for place, names in enumerate(self.roots):
-            for name in names:
-                self.places[name].append(place)
+        self.missing = {name: len(places) for name, places in recording.places.items()}
         # What is derived from parameters is differentiated once more, for which all is kept.
         self.kept = frozenset[str]().union(*(names for value, names in recording.roots.items() if names != {value}))
         self.ends = _ends([use.edge.node for use in recording.uses], asked)
@@ -69,15 +61,16 @@ class Arrivals:
         if self.see is None:
             return
         complete = []
-        for name in self.roots[place]:
+        for name in self.recording.uses[place].roots:
             self.missing[name] -= 1
             if not self.missing[name] and name not in self.kept:
                 self.see(name)
                 complete.append(name)
-        for done in {other for name in complete for other in self.places[name]}:
-            if not any(self.missing[name] or name in self.kept for name in self.roots[done]):
+        for done in {other for name in complete for other in self.recording.places[name]}:
+            use = self.recording.uses[done]
+            if not any(self.missing[name] or name in self.kept for name in use.roots):
                 self.gradients[done] = None
-                self.recording.uses[done] = replace(self.recording.uses[done], args=(), kwargs={})
+                self.recording.uses[done] = replace(use, args=(), kwargs={})
 
 
 def _ends(nodes: Sequence[Node], asked: Iterable[Tensor]) -> tuple[int, ...]:

@@ -80,13 +80,13 @@ def squared_norms(contributions: Sequence[Contribution], size: int) -> Tensor:
 
 def norms_and_sum(contributions: Sequence[Contribution], size: int) -> tuple[Tensor, Tensor]:
     """‖g_i‖², (N,), in float64, and Σ g_i, (P,), of gradients that are built."""
-    norms = []
+    norms: list[Tensor] = []
     total: Tensor | None = None
     for block in in_blocks(contributions, size):
         norms.append(squares_of(block))
         total = block.sum(0) if total is None else total.double().add_(block.sum(0))
     assert total is not None
-    return torch.cat(norms), in_order(contributions, total)
+    return norms[0] if len(norms) == 1 else torch.cat(norms), in_order(contributions, total)
 
 
 def dots(contributions: Sequence[Contribution], vector: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from diagnostics.recorded.contributions import Contribution, Convolved, Direct, 
 from diagnostics.recorded.layouts import Layout
 from diagnostics.recorded.operations import Call, UnknownOperationError, contribution
 from diagnostics.recorded.recording import Recording, Use
+from diagnostics.quiet import first_order
 from diagnostics.reentrant import reentrant_checkpoints_refused
 
 Places = tuple[Layout, tuple[Layout | None, ...]]
@@ -39,20 +40,19 @@ class Watched:
     loss: float
     leaf_gradients: dict[str, Tensor | None] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def sequence(self) -> tuple[str, ...]:
         """The keys of all uses, in order."""
         return tuple(use.key for use in self.recording.uses)
 
     def reaching(self, name: str) -> list[tuple[Use, str, Tensor]]:
         """Uses of a parameter and of what is derived from it, with the name of the value used, and the gradient."""
-        return [
-            (use, value, gradient)
-            for use, gradient in zip(self.recording.uses, self.gradients, strict=True)
-            if gradient is not None
-            for value, _ in use.operands
-            if name in self.recording.roots[value]
-        ]
+        found = []
+        for place in self.recording.places[name]:
+            use, gradient = self.recording.uses[place], self.gradients[place]
+            if gradient is not None:
+                found += [(use, value, gradient) for value, _ in use.operands if name in self.recording.roots[value]]
+        return found
 
     def contributions(self, name: str, places: Mapping[str, Places], count: int) -> list[Contribution]:
         """What the uses of a parameter add to the gradients of the examples.
@@ -114,7 +114,7 @@ def watch(
 
     def differentiated() -> Watched:
         with Recording(leaves, derived) as recording:
-            loss = objective.batch_loss(index, values)
+            loss = objective.loss_in_place(index)
         watched = Watched(recording, [None] * len(recording.uses), float(loss.detach()))
         if not loss.requires_grad:
             watched.leaf_gradients.update(dict.fromkeys(asked))
@@ -139,7 +139,7 @@ def watch(
         watched.leaf_gradients.update(zip(asked, parts, strict=True))
         return watched
 
-    with reentrant_checkpoints_refused():
+    with reentrant_checkpoints_refused(), first_order():
         return objective.placed(values, differentiated)
 
 
