@@ -14,8 +14,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import curvature_peers as peers
-from benchmarks.curvature_clock import Taken, in_turns
+from benchmarks.curvature_clock import in_turns
 from benchmarks.curvature_problems import NAMES, Problem, problem
+from benchmarks.tables import Rows, judge, number, ratio, show
 from diagnostics import Hessian, spectral_density, top_eigenpairs
 
 ROUTES = ("double backward", "linearize", "central differences")
@@ -31,8 +32,6 @@ SAME_ERROR = 1e-6
 
 TRACKED_STEPS, TRACKED_TOL = 60, 1e-2
 PROBES, LANCZOS_STEPS = 8, 64
-
-Rows = dict[str, dict[str, str]]
 
 
 def main(device: str = "cpu") -> None:
@@ -72,10 +71,10 @@ def one_product(problems: Sequence[Problem]) -> None:
         taken = in_turns(contestants, seconds=10, most=25)
         unit = taken.pop("gradient").median
         for name, result in taken.items():
-            rows.setdefault(name, {})[each.name] = _number(result, unit)
-        _judge(rows, each.name, taken["ours"].median / unit, PRODUCT_AIMS[each.name])
+            rows.setdefault(name, {})[each.name] = number(result, unit)
+        judge(rows, each.name, taken["ours"].median / unit, PRODUCT_AIMS[each.name])
         routes[each.name] = H.route
-    _table("one product on one batch, in gradients", rows)
+    show("one product on one batch, in gradients", rows)
     _say(routes)
 
 
@@ -91,10 +90,10 @@ def many_products(problems: Sequence[Problem]) -> None:
         taken = in_turns({"gradient": each.gradient, **{name: call for name, (call, _) in calls.items()}}, 20, 9)
         unit = taken.pop("gradient").median
         for name, result in taken.items():
-            rows.setdefault(name, {})[each.name] = _number(result, unit * calls[name][1])
-        _judge(rows, each.name, taken["ours"].median / unit / 8, BLOCK_AIMS[each.name])
+            rows.setdefault(name, {})[each.name] = number(result, unit * calls[name][1])
+        judge(rows, each.name, taken["ours"].median / unit / 8, BLOCK_AIMS[each.name])
         routes[each.name] = H.route
-    _table("8 vectors over 8 batches, per vector, in gradients over all batches", rows)
+    show("8 vectors over 8 batches, per vector, in gradients over all batches", rows)
     _say(routes)
 
 
@@ -112,11 +111,11 @@ def cold(problems: Sequence[Problem]) -> None:
         ours = taken["ours"].median
         for name, result in taken.items():
             error = f"{errors[name]:.0e}, " if name in errors else ""
-            rows.setdefault(name, {})[each.name] = error + _number(result, ours)
+            rows.setdefault(name, {})[each.name] = error + number(result, ours)
         equal = max(errors["ours"], SAME_ERROR)
         rivals = [taken[name].median for name, error in errors.items() if name != "ours" and error <= equal]
-        _judge(rows, each.name, ours / min(rivals, default=float("inf")), COLD_AIM)
-    _table("largest eigenvalue from nothing: relative error, time / ours", rows)
+        judge(rows, each.name, ours / min(rivals, default=float("inf")), COLD_AIM)
+    show("largest eigenvalue from nothing: relative error, time / ours", rows)
     print("  aim: time over that of the fastest peer whose error is no larger, rounding aside\n", flush=True)
 
 
@@ -157,10 +156,10 @@ def tracked(each: Problem) -> None:
             for name, value in (("ours", float(pairs.values[0])), ("PyHessian", taken["PyHessian"].value)):
                 worst[name] = max(worst[name], abs(value / truth - 1))
     rows: Rows = {
-        name: {each.name: f"{worst[name]:.0e}, {_ratio(sum(seconds[name]) / sum(seconds['ours']))}"} for name in seconds
+        name: {each.name: f"{worst[name]:.0e}, {ratio(sum(seconds[name]) / sum(seconds['ours']))}"} for name in seconds
     }
-    _judge(rows, each.name, sum(seconds["ours"]) / sum(seconds["PyHessian"]), TRACKED_AIM)
-    _table(f"largest eigenvalue at each of {TRACKED_STEPS} steps: worst error, time / ours", rows)
+    judge(rows, each.name, sum(seconds["ours"]) / sum(seconds["PyHessian"]), TRACKED_AIM)
+    show(f"largest eigenvalue at each of {TRACKED_STEPS} steps: worst error, time / ours", rows)
     print(f"  ours: {statistics.mean(products):.1f} products per step\n", flush=True)
 
 
@@ -176,31 +175,10 @@ def density(problems: Sequence[Problem]) -> None:
         totals = {name: t.median * (1 if name == "ours" else PROBES) for name, t in taken.items() if not t.failure}
         totals["curvlinops"] += ends
         for name, result in taken.items():
-            rows.setdefault(name, {})[each.name] = "fails" if result.failure else _ratio(totals[name] / totals["ours"])
-        _judge(rows, each.name, totals["ours"] / min(t for name, t in totals.items() if name != "ours"), DENSITY_AIM)
-    _table(f"spectral density, {PROBES} probes of {LANCZOS_STEPS} steps: time / ours", rows)
+            rows.setdefault(name, {})[each.name] = "fails" if result.failure else ratio(totals[name] / totals["ours"])
+        judge(rows, each.name, totals["ours"] / min(t for name, t in totals.items() if name != "ours"), DENSITY_AIM)
+    show(f"spectral density, {PROBES} probes of {LANCZOS_STEPS} steps: time / ours", rows)
     print(flush=True)
-
-
-def _number(result: Taken, unit: float) -> str:
-    return "fails" if result.failure else _ratio(result.median / unit)
-
-
-def _ratio(value: float) -> str:
-    return f"{value:.2f}"
-
-
-def _judge(rows: Rows, column: str, value: float, aim: float) -> None:
-    verdict = f"<= {aim} met" if value <= aim else f"> {aim} MISSED"
-    rows.setdefault("  aim", {})[column] = f"{_ratio(value)} {verdict}"
-
-
-def _table(title: str, rows: Mapping[str, Mapping[str, str]]) -> None:
-    columns = list(next(iter(rows.values())))
-    print(title)
-    print(f"{'':<34}" + "".join(f"{column:>20}" for column in columns))
-    for name in sorted(rows, key=lambda name: name.startswith("  ")):
-        print(f"{name:<34}" + "".join(f"{rows[name].get(column, ''):>20}" for column in columns))
 
 
 def _say(routes: Mapping[str, str]) -> None:

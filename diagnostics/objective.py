@@ -188,8 +188,11 @@ class Objective:
             index: which batch.
             values: one tensor per selected parameter.
         """
-        batch = self._fresh(index)
-        return scalar(self.placed(values, lambda: self.form.loss(self.model, batch)))
+        return self.placed(values, lambda: self.loss_in_place(index))
+
+    def loss_in_place(self, index: int) -> Tensor:
+        """ℓ_b of the model with the tensors that it has at the moment. To be called inside ``placed``."""
+        return scalar(self.form.loss(self.model, self._fresh(index)))
 
     def batch_outputs(self, index: int, values: Sequence[Tensor]) -> OutputLoss:
         """The model's outputs on a batch with ℓ_b computed from them, in one graph. To be called inside ``quiet``.

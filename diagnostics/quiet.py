@@ -50,7 +50,7 @@ def quiet(model: nn.Module, mode: Mode | None = None, seed: int = 0) -> Iterator
         stack.enter_context(torch.enable_grad())
         for device_type in {"cpu", *(tensor.device.type for tensor in model.parameters())} - {"meta"}:
             stack.enter_context(torch.autocast(device_type, enabled=False))
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(_math_attention())
         # torch._dynamo takes seconds to import; while nothing has imported it, nothing is compiled.
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -62,6 +62,34 @@ def quiet(model: nn.Module, mode: Mode | None = None, seed: int = 0) -> Iterator
         stack.enter_context(_modes(model, mode))
         stack.enter_context(_random_states(seed))
         yield
+
+
+@contextmanager
+def first_order() -> Iterator[None]:
+    """Attention by the kernels the user has it by, inside ``quiet``: for what is differentiated once and no more."""
+    with sdpa_kernel(_AS_FOUND[-1] if _AS_FOUND else SDPBackend.MATH):
+        yield
+
+
+_AS_FOUND: list[list[SDPBackend]] = []
+"""The attention kernels that were allowed before the outermost ``quiet`` was entered."""
+
+
+@contextmanager
+def _math_attention() -> Iterator[None]:
+    allowed = {
+        SDPBackend.MATH: torch.backends.cuda.math_sdp_enabled(),
+        SDPBackend.FLASH_ATTENTION: torch.backends.cuda.flash_sdp_enabled(),
+        SDPBackend.EFFICIENT_ATTENTION: torch.backends.cuda.mem_efficient_sdp_enabled(),
+        SDPBackend.CUDNN_ATTENTION: torch.backends.cuda.cudnn_sdp_enabled(),
+    }
+    found = [backend for backend, on in allowed.items() if on]
+    _AS_FOUND.append(_AS_FOUND[-1] if _AS_FOUND else found)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        _AS_FOUND.pop()
 
 
 @contextmanager

@@ -230,15 +230,3 @@ def _require_room(run: OnePass) -> None:
             expected=f"at most {most:,}",
             attempt=f"limit={batches}, for {batches} of {len(run.counts)} batches" if batches else "fewer examples",
         )
-
-
-def gram_matrix(source: Objective | GradientGram) -> Draws:
-    """⟨g_i, g_j⟩ (N, N) in float64 on the host, of an Objective or of what was measured already.
-
-    Raises:
-        DiagnosticsError: neither; or as ``gradient_gram``.
-    """
-    if not isinstance(source, GradientGram):
-        source = gradient_gram(source)
-    found: Draws = source.matrix.cpu().numpy()
-    return found

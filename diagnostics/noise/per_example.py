@@ -23,8 +23,8 @@ from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, exact
 from diagnostics.objective import Objective
 from diagnostics.quiet import quiet
-from diagnostics.recorded.contractions import dots, squared_norms
-from diagnostics.recorded.contributions import Contribution, Direct, in_blocks, squares_of
+from diagnostics.recorded.contractions import dots, norms_and_sum, squared_norms
+from diagnostics.recorded.contributions import Contribution, Direct, squares_of
 from diagnostics.recorded.elementwise import squares_in
 from diagnostics.recorded.examples import square
 from diagnostics.recorded.one_pass import OnePass
@@ -93,11 +93,10 @@ def per_example_gradient_norms(objective: Objective, *, metric: Tensor | None = 
                     squared_norms(found, size) if weights is None else squares_in(found, size, weights[name])
                 )
                 return
-            parts = []
-            for block in in_blocks(found, size):
-                parts.append(squares_of(block) if weights is None else block.double().square() @ weights[name])
-                run.average({name: block.sum(0)})
-            squares[name][at] = torch.cat(parts)
+            squares[name][at], whole = norms_and_sum(found, size)
+            if weights is not None:
+                squares[name][at] = squares_in(found, size, weights[name])
+            run.average({name: whole})
 
         def alone(places: list[int], parts: Mapping[str, Tensor]) -> None:
             for name, rows in parts.items():

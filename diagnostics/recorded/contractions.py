@@ -23,6 +23,7 @@ from diagnostics.recorded.contributions import (
     Lookup,
     Outer,
     in_blocks,
+    in_order,
     squares_of,
     total_of,
 )
@@ -60,12 +61,26 @@ def is_built(contributions: Sequence[Contribution], size: int) -> bool:
 def squared_norms(contributions: Sequence[Contribution], size: int) -> Tensor:
     """‖g_i‖², (N,), in float64."""
     if not is_built(contributions, size):
-        contributions = [one.outer() if isinstance(one, Convolved) else one for one in contributions]
+        alone = len(contributions) == 1
+        contributions = [
+            (one.jumbled() if alone else one.outer()) if isinstance(one, Convolved) else one for one in contributions
+        ]
         total = torch.stack([_own(one) for one in contributions]).sum(0)
         for one, other in combinations(contributions, 2):
             total = total + 2.0 * between_own(one, other)
         return total.clamp_min(0.0)
     return torch.cat([squares_of(block) for block in in_blocks(contributions, size)])
+
+
+def norms_and_sum(contributions: Sequence[Contribution], size: int) -> tuple[Tensor, Tensor]:
+    """‖g_i‖², (N,), in float64, and Σ g_i, (P,), of gradients that are built."""
+    norms: list[Tensor] = []
+    total: Tensor | None = None
+    for block in in_blocks(contributions, size):
+        norms.append(squares_of(block))
+        total = block.sum(0) if total is None else total.double().add_(block.sum(0))
+    assert total is not None
+    return norms[0] if len(norms) == 1 else torch.cat(norms), in_order(contributions, total)
 
 
 def dots(contributions: Sequence[Contribution], vector: Tensor) -> Tensor:

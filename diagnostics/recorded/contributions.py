@@ -15,12 +15,19 @@ from math import prod
 
 import torch
 from torch import Tensor
+from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
-from diagnostics.recorded.windows import windows
+from diagnostics.recorded.windows import padded, windows
 
 BLOCK_BYTES = 2**22
 """What is materialised at once, in gradients or in windows: as much as the caches hold, or memory is all one waits for.
 """
+
+MANY_POSITIONS = 128
+"""From how many on a convolution in groups is quicker than a product with windows."""
+
+WEIGHT_GRADIENTS = {1: conv1d_weight, 2: conv2d_weight, 3: conv3d_weight}
+"""Of a convolution's weight, by the dimensions of space."""
 
 PIECE = 1024
 """Squares that are added up in the precision of the model."""
@@ -93,6 +100,11 @@ class Convolved:
 
     def outer(self) -> Outer:
         """With all windows made."""
+        made = self.jumbled()
+        return Outer(made.left, self.in_order(made.right))
+
+    def jumbled(self) -> Outer:
+        """The same with the entries of windows in the order in which they are had: channels run fastest."""
         count, frames, channels = self.sides.shape[:3]
         right = windows(
             self.images.flatten(0, 1),
@@ -108,19 +120,53 @@ class Convolved:
             left, right = (side.unflatten(0, (count, frames)).transpose(1, 2).flatten(2, 3) for side in (left, right))
         return Outer(left, right)
 
+    def in_order(self, jumbled: Tensor) -> Tensor:
+        """Windows (..., c), or whole gradients (..., P), with their entries as in the weight."""
+        places, width = prod(self.kernel), self.extent()[3]
+        return jumbled.unflatten(-1, (-1, places, width // places)).transpose(-1, -2).flatten(-3)
+
     def pieces(self) -> Iterator[Outer]:
-        """All windows, of some examples at a time."""
+        """All windows in jumbled order, of some examples at a time."""
         groups, tokens, _, width = self.extent()
         step = max(1, BLOCK_BYTES // (2 * self.images.element_size() * groups * tokens * width))
-        return (self.part(slice(at, at + step)).outer() for at in range(0, len(self.sides), step))
+        return (self.part(slice(at, at + step)).jumbled() for at in range(0, len(self.sides), step))
 
     def rows(self, size: int) -> Tensor:
         """The gradients, (N, P)."""
-        return torch.cat([piece.rows(size) for piece in self.pieces()])
+        rows = self.rows_in_any_order(size)
+        return rows if self.is_cheaper_by_groups() else self.in_order(rows)
+
+    def rows_in_any_order(self, size: int) -> Tensor:
+        """The gradients, (N, P), jumbled where that is how they are had: their norms are the same."""
+        if self.is_cheaper_by_groups():
+            return self.by_groups(size)
+        found = [piece.rows(size) for piece in self.pieces()]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def is_cheaper_by_groups(self) -> bool:
+        """Whether torch's own gradient of a convolution takes less time than a product with windows."""
+        overlap = any(size > step for size, step in zip(self.kernel, self.stride, strict=True))
+        # Measured on the CPU; other devices keep to the product, which is quick everywhere.
+        return overlap and prod(self.sides.shape[3:]) >= MANY_POSITIONS and self.sides.device.type == "cpu"
+
+    def by_groups(self, size: int) -> Tensor:
+        """The gradients, (N, P), from one convolution in which every example's channels are groups of their own."""
+        count, frames = self.sides.shape[:2]
+        images, padding = self.images, [low for low, _ in self.padding]
+        if any(low != high for low, high in self.padding):
+            images = padded(images.flatten(0, 1), self.padding).unflatten(0, (count, frames))
+            padding = [0] * len(padding)
+        sides, images = (side.transpose(0, 1).reshape(frames, -1, *side.shape[3:]) for side in (self.sides, images))
+        shape = (sides.shape[1], images.shape[1] // (count * self.groups), *self.kernel)
+        gradient = WEIGHT_GRADIENTS[len(self.kernel)]
+        found: Tensor = gradient(images, shape, sides, self.stride, padding, self.dilation, count * self.groups)
+        return found.view(count, size)
 
     def dots(self, vector: Tensor) -> Tensor:
         """⟨g_i, v⟩, (N,)."""
-        return torch.cat([piece.dots(vector) for piece in self.pieces()])
+        places, width = prod(self.kernel), self.extent()[3]
+        jumbled = vector.view(-1, width // places, places).mT.flatten()
+        return torch.cat([piece.dots(jumbled) for piece in self.pieces()])
 
 
 @dataclass(frozen=True)
@@ -197,10 +243,21 @@ def materialised(contributions: Sequence[Contribution], size: int) -> Tensor:
 
 
 def in_blocks(contributions: Sequence[Contribution], size: int) -> Iterator[Tensor]:
-    """The gradients of one parameter, (n, P), of some examples at a time."""
+    """The gradients of one parameter, (n, P), of some examples at a time, all jumbled in the same way (``in_order``)."""
     step = max(1, BLOCK_BYTES // (8 * size))
     for at in range(0, count_of(contributions), step):
-        yield materialised([one.part(slice(at, at + step)) for one in contributions], size)
+        some = [one.part(slice(at, at + step)) for one in contributions]
+        one = some[0]
+        alone = len(some) == 1 and isinstance(one, Convolved)
+        yield one.rows_in_any_order(size) if alone else materialised(some, size)
+
+
+def in_order(contributions: Sequence[Contribution], jumbled: Tensor) -> Tensor:
+    """What was computed of blocks, (P,), as the parameter has it."""
+    one = contributions[0]
+    if len(contributions) > 1 or not isinstance(one, Convolved) or one.is_cheaper_by_groups():
+        return jumbled
+    return one.in_order(jumbled)
 
 
 def count_of(contributions: Sequence[Contribution]) -> int:
@@ -217,9 +274,11 @@ def total_of(one: Tensor, other: Tensor) -> Tensor:
 def squares_of(rows: Tensor) -> Tensor:
     """‖row‖² of (N, P), in float64 but for the sums of a thousand squares: eight times as fast as all in float64."""
     count, width = rows.shape
+    precise = torch.promote_types(rows.dtype, torch.float32)
+    if width <= PIECE:
+        return torch.linalg.vector_norm(rows, dim=1, dtype=precise).double().square()
     even = width - width % PIECE
     parts = [rows[:, :even].reshape(count, -1, PIECE), rows[:, even:].reshape(count, 1, -1)]
-    precise = torch.promote_types(rows.dtype, torch.float32)
     norms = torch.cat([torch.linalg.vector_norm(part, dim=2, dtype=precise) for part in parts], dim=1)
     return norms.double().square().sum(1)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diagnostics.recorded.contributions import Contribution, Outer, in_blocks
+from diagnostics.recorded.contributions import Contribution, Outer, in_blocks, in_order
 
 
 def squares_in(contributions: Sequence[Contribution], size: int, metric: Tensor) -> Tensor:
@@ -25,7 +25,9 @@ def squares_in(contributions: Sequence[Contribution], size: int, metric: Tensor)
     if (sides := _single(contributions)) is not None:
         left, right = sides
         return ((left @ metric.view(left.shape[1], right.shape[1])) * right).sum(1)
-    return torch.cat([block.double().square() @ metric for block in in_blocks(contributions, size)])
+    return torch.cat(
+        [in_order(contributions, block).double().square() @ metric for block in in_blocks(contributions, size)]
+    )
 
 
 def sum_of_squares(contributions: Sequence[Contribution], size: int) -> Tensor:
@@ -36,7 +38,7 @@ def sum_of_squares(contributions: Sequence[Contribution], size: int) -> Tensor:
     total = torch.zeros(size, dtype=torch.float64, device=_device(contributions))
     for block in in_blocks(contributions, size):
         total += block.double().square().sum(0)
-    return total
+    return in_order(contributions, total)
 
 
 def _single(contributions: Sequence[Contribution]) -> tuple[Tensor, Tensor] | None:

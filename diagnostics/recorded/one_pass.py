@@ -42,13 +42,19 @@ class OnePass:
 
         To be called inside ``quiet``, as all that follows.
         """
-        for sheet in sheets(self.objective, self.mean):
+        sizes = dict(zip(self.objective.space.names, self.objective.space.sizes, strict=True))
+
+        def measure(sheet: Sheet, name: str) -> None:
+            found = sheet.contributions(name, sizes[name])
+            if found:
+                assert sheet.plan is not None
+                recorded(name, sizes[name], self.slice(sheet.index), found, self.mean and name in sheet.plan.built)
+
+        for sheet in sheets(self.objective, self.mean, see=measure):
             at = self.slice(sheet.index)
-            for name, size in zip(self.objective.space.names, self.objective.space.sizes, strict=True):
-                found = sheet.contributions(name, size)
-                if found:
-                    assert sheet.plan is not None
-                    recorded(name, size, at, found, self.mean and name in sheet.plan.built)
+            for name in sizes:
+                if name not in sheet.seen:
+                    measure(sheet, name)
 
             def see(places: Sequence[int], parts: Mapping[str, Tensor], first: int = at.start) -> None:
                 alone([first + place for place in places], parts)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from diagnostics.recorded.contributions import Contribution, Convolved, Direct, Lookup, Outer
+from diagnostics.recorded.contributions import BLOCK_BYTES, Contribution, Convolved, Direct, Lookup, Outer
 from diagnostics.recorded.layouts import Layout
 from diagnostics.recorded.recording import Use
 from diagnostics.recorded.windows import padding_of, tuple_of
@@ -237,7 +237,16 @@ def _group_norm(
         return call.channels(call.gradient)
     if call.operand is not weight:
         raise UnknownOperationError
-    return call.channels(call.gradient * F.group_norm(input.detach(), num_groups, None, None, eps))
+    # Every example's channels as channels of their own: torch then adds up over the positions of each alone.
+    rows = []
+    step = max(1, BLOCK_BYTES // (4 * input[0].nbytes))
+    for some, gradient in zip(input.detach().split(step), call.gradient.split(step), strict=True):
+        count, channels = some.shape[:2]
+        scale = torch.ones(count * channels, dtype=input.dtype, device=input.device, requires_grad=True)
+        with torch.enable_grad():
+            output = F.group_norm(some.reshape(1, count * channels, -1), count * num_groups, scale, None, eps)
+            rows.append(torch.autograd.grad(output, scale, gradient.reshape(output.shape))[0].view(count, channels))
+    return call.spread(torch.cat(rows), (1, input.shape[1]))
 
 
 def _batch_norm(

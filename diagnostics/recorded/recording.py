@@ -35,6 +35,7 @@ class Use:
         args: as given to it.
         kwargs: as given to it.
         operands: names and values of the parameters among its arguments.
+        roots: the parameters that those come from.
         edge: where the gradient of its output is.
         output: the shape of its output.
     """
@@ -44,6 +45,7 @@ class Use:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     operands: tuple[tuple[str, Tensor], ...]
+    roots: frozenset[str]
     edge: GradientEdge
     output: tuple[int, ...]
 
@@ -61,6 +63,7 @@ class Recording(TorchFunctionMode):
 
     Attributes:
         uses: what was recorded, derived operations left out.
+        places: of the uses of each parameter among all.
         shapes: of the outputs of all that was recorded, by key.
         values: parameters and what was derived from them, by name.
         roots: the parameters that each of those comes from.
@@ -70,6 +73,7 @@ class Recording(TorchFunctionMode):
         super().__init__()
         self.derived = frozenset(derived)
         self.uses: list[Use] = []
+        self.places: dict[str, list[int]] = {name: [] for name in leaves}
         self.shapes: dict[str, tuple[tuple[int, ...], ...]] = {}
         self.values: dict[str, Tensor] = dict(leaves)
         self.roots: dict[str, frozenset[str]] = {name: frozenset([name]) for name in leaves}
@@ -99,7 +103,13 @@ class Recording(TorchFunctionMode):
         return result
 
     def _operands(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[str, Tensor], ...]:
-        found = {self._names[id(leaf)]: leaf for leaf in _tensors((*args, *kwargs.values())) if id(leaf) in self._names}
+        # Every function of torch that the model calls comes by here, most without a parameter.
+        names, found = self._names, {}
+        for thing in (*args, *kwargs.values()):
+            if id(thing) in names:
+                found[names[id(thing)]] = thing
+            elif isinstance(thing, list | tuple):
+                found.update((names[id(leaf)], leaf) for leaf in _tensors(thing) if id(leaf) in names)
         return tuple(found.items())
 
     def _note(
@@ -114,15 +124,18 @@ class Recording(TorchFunctionMode):
         self._counts[what] += 1
         key = f"{what}#{self._counts[what]}"
         self.shapes[key] = tuple(tuple(output.shape) for output in outputs)
+        roots = frozenset[str]().union(*(self.roots[operand] for operand, _ in operands))
         if key in self.derived:
             for place, output in enumerate(outputs):
                 name = f"{key}[{place}]"
                 self.values[name], self._names[id(output)] = output, name
-                self.roots[name] = frozenset().union(*(self.roots[operand] for operand, _ in operands))
+                self.roots[name] = roots
             return
         for output in outputs:
+            for name in roots:
+                self.places[name].append(len(self.uses))
             edge, shape = get_gradient_edge(output), tuple(output.shape)
-            self.uses.append(Use(key, func, args, kwargs, operands, edge, shape))
+            self.uses.append(Use(key, func, args, kwargs, operands, roots, edge, shape))
 
 
 def _tensors(things: Iterable[Any]) -> Iterator[Tensor]:

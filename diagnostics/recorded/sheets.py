@@ -7,7 +7,7 @@ say something else, or for which an operation is not known, is measured example 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from weakref import WeakKeyDictionary
@@ -43,6 +43,7 @@ class Sheet:
         rounding: ε of the parameters.
         tolerance: how far gradients that ought to be equal may be apart.
         checked: the examples whose gradients are known from elsewhere, and their shares of the batch.
+        seen: parameters that were handed on during the backward pass.
         failed: parameters that are to be measured example by example, and why.
     """
 
@@ -54,6 +55,7 @@ class Sheet:
     rounding: float = 0.0
     tolerance: float = 0.0
     checked: tuple[tuple[int, float], ...] = ()
+    seen: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
 
     def contributions(self, name: str, size: int) -> list[Contribution] | None:
@@ -101,13 +103,17 @@ def share_plans(objective: Objective, pieces: Objective) -> None:
     _PLANS[pieces] = _PLANS.setdefault(objective, {})
 
 
-def sheets(objective: Objective, mean: bool, first: int = 0) -> Iterator[Sheet]:
+def sheets(
+    objective: Objective, mean: bool, first: int = 0, see: Callable[[Sheet, str], None] | None = None
+) -> Iterator[Sheet]:
     """Each batch that counts, recorded. To be called inside ``quiet``.
 
     Args:
         objective: the loss.
         mean: whether the gradients of the batches themselves are wanted, but for those that are built by example.
         first: the first of the batches.
+        see: takes parameters during the backward pass, when what is recorded of them is complete and before it is let
+            go of; those that it is not called with are found in the sheet afterwards.
 
     Raises:
         DiagnosticsError: examples are coupled, the loss is not made of theirs, or a loss is not finite.
@@ -135,14 +141,23 @@ def sheets(objective: Objective, mean: bool, first: int = 0) -> Iterator[Sheet]:
                 yield Sheet(index, count, scale, None, None)
                 break
             plan = plans[kind]
+            sheet = Sheet(index, count, scale, plan, None, rounding, agreement(objective), checked)
+
+            def handed_on(watched: Watched, name: str, sheet: Sheet = sheet, plan: Plan = plan) -> None:
+                if see is not None and (sheet.checked or watched.sequence == plan.sequence):
+                    sheet.watched = watched
+                    sheet.seen.add(name)
+                    see(sheet, name)
+
             unwanted = plan.built if mean else plan.seen
-            watched = watch(objective, index, plan.derived, scale, unwanted)
+            watched = watch(objective, index, plan.derived, scale, unwanted, None if see is None else handed_on)
             require_finite(watched, index)
             # A model that went another way than when the plan was made gets a new one.
             if checked or watched.sequence == plan.sequence:
-                yield Sheet(index, count, scale, plan, watched, rounding, agreement(objective), checked)
+                sheet.watched = watched
+                yield sheet
                 # The next pass is not to find this one still in memory.
-                del watched
+                del watched, sheet
                 break
         else:
             yield Sheet(index, count, scale, None, None)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from diagnostics.errors import DiagnosticsError
 from diagnostics.objective import Objective
+from diagnostics.quiet import first_order
+from diagnostics.recorded.arrivals import Arrivals
 from diagnostics.recorded.contributions import Contribution, Convolved, Direct, Lookup, Outer, joined, materialised
 from diagnostics.recorded.layouts import Layout
 from diagnostics.recorded.operations import Call, UnknownOperationError, contribution
@@ -26,30 +30,29 @@ class Watched:
 
     Attributes:
         recording: every use of a parameter.
-        gradients: at the output of each use; None where it does not reach the loss.
-        leaf_gradients: of the loss in the parameters, by name; None where it does not depend on one.
+        gradients: at the output of each use; None where it does not reach the loss, or was let go of.
         loss: ℓ_b.
+        leaf_gradients: of the loss in the parameters, by name; None where it does not depend on one.
     """
 
     recording: Recording
-    gradients: tuple[Tensor | None, ...]
-    leaf_gradients: Mapping[str, Tensor | None]
+    gradients: list[Tensor | None]
     loss: float
+    leaf_gradients: dict[str, Tensor | None] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def sequence(self) -> tuple[str, ...]:
         """The keys of all uses, in order."""
         return tuple(use.key for use in self.recording.uses)
 
     def reaching(self, name: str) -> list[tuple[Use, str, Tensor]]:
         """Uses of a parameter and of what is derived from it, with the name of the value used, and the gradient."""
-        return [
-            (use, value, gradient)
-            for use, gradient in zip(self.recording.uses, self.gradients, strict=True)
-            if gradient is not None
-            for value, _ in use.operands
-            if name in self.recording.roots[value]
-        ]
+        found = []
+        for place in self.recording.places[name]:
+            use, gradient = self.recording.uses[place], self.gradients[place]
+            if gradient is not None:
+                found += [(use, value, gradient) for value, _ in use.operands if name in self.recording.roots[value]]
+        return found
 
     def contributions(self, name: str, places: Mapping[str, Places], count: int) -> list[Contribution]:
         """What the uses of a parameter add to the gradients of the examples.
@@ -89,6 +92,7 @@ def watch(
     derived: Iterable[str],
     scale: float = 1.0,
     unwanted: frozenset[str] = frozenset(),
+    see: Callable[[Watched, str], None] | None = None,
 ) -> Watched:
     """Forward and backward of a batch. To be called inside ``quiet``.
 
@@ -98,6 +102,8 @@ def watch(
         derived: operations on parameters alone.
         scale: what the loss is multiplied by.
         unwanted: parameters whose gradients are not needed: a third of the work for all of them.
+        see: called with each parameter when all gradients at its uses are there, for the last time that they are. Not
+            called for parameters of which others are derived, nor if the loss is not finite.
     """
     leaves = _leaves(objective)
     values = list(leaves.values())
@@ -108,24 +114,32 @@ def watch(
 
     def differentiated() -> Watched:
         with Recording(leaves, derived) as recording:
-            loss = objective.batch_loss(index, values)
-        edges = [use.edge for use in recording.uses]
-        found: list[Tensor | None] = [None] * (len(edges) + len(asked) + len(live))
-        if loss.requires_grad:
-            # What was derived from parameters is differentiated again, once for each example.
-            kept = len(recording.values) > len(values)
+            loss = objective.loss_in_place(index)
+        watched = Watched(recording, [None] * len(recording.uses), float(loss.detach()))
+        if not loss.requires_grad:
+            watched.leaf_gradients.update(dict.fromkeys(asked))
+            return watched
+        handed_on = partial(see, watched) if see is not None and math.isfinite(watched.loss) else None
+        arrivals = Arrivals(recording, watched.gradients, asked.values(), handed_on)
+        edges = [recording.uses[place].edge for place in arrivals.ends]
+        # What was derived from parameters is differentiated again, once for each example.
+        kept = len(recording.values) > len(values)
+        with arrivals.awaited():
             wanted = [*edges, *asked.values(), *live]
-            found = list(torch.autograd.grad(scale * loss, wanted, allow_unused=True, retain_graph=kept))
-        at_outputs, parts = found[: len(edges)], found[len(edges) : len(edges) + len(asked)]
+            found = torch.autograd.grad(scale * loss, wanted, allow_unused=True, retain_graph=kept)
+        at_ends, parts = found[: len(edges)], found[len(edges) : len(edges) + len(asked)]
         if any(part is not None for part in found[len(edges) + len(asked) :]):
             raise DiagnosticsError(
                 "the loss reaches the model's parameters other than through the model it is handed",
                 expected="a loss computed from the model that is handed in",
                 attempt="model.parameters() inside loss_fn, of the model that loss_fn is given",
             )
-        return Watched(recording, tuple(at_outputs), dict(zip(asked, parts, strict=True)), float(loss.detach()))
+        for place, gradient in zip(arrivals.ends, at_ends, strict=True):
+            watched.gradients[place] = gradient
+        watched.leaf_gradients.update(zip(asked, parts, strict=True))
+        return watched
 
-    with reentrant_checkpoints_refused():
+    with reentrant_checkpoints_refused(), first_order():
         return objective.placed(values, differentiated)
 
 

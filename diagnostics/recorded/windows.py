@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from math import prod
 
 from torch import Tensor
-from torch.nn import functional as F
 
 
 def tuple_of(setting: int | Sequence[int], dimensions: int) -> tuple[int, ...]:
@@ -23,20 +22,29 @@ def windows(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """What the kernel sees at each position, (B, G, T, C/G · prod(kernel)), from an image (B, C, *space)."""
-    if any(low or high for low, high in padding):
-        image = F.pad(image, [side for pair in reversed(padding) for side in pair])
+    """What the kernel sees at each position, (B, G, T, prod(kernel) · C/G), from an image (B, C, *space)."""
+    # Channels run fastest, so that the copy is of whole lines. A weight has them the other way round.
+    image = padded(image, padding)
     count, channels = image.shape[:2]
-    strides = image.stride()
-    inside = [step * dilate for step, dilate in zip(strides[2:], dilation, strict=True)]
-    along = [step * jump for step, jump in zip(strides[2:], stride, strict=True)]
-    # Positions run fastest, as they do in the image: the copy is of whole lines.
+    strides = image.stride()[2:]
+    inside = [step * dilate for step, dilate in zip(strides, dilation, strict=True)]
+    along = [step * jump for step, jump in zip(strides, stride, strict=True)]
     seen = image.as_strided(
-        (count, groups, channels // groups, *kernel, *positions),
-        (strides[0], strides[1] * (channels // groups), strides[1], *inside, *along),
+        (count, groups, *positions, *kernel, channels // groups),
+        (image.stride(0), channels // groups, *along, *inside, 1),
         image.storage_offset(),
     )
-    return seen.reshape(count, groups, channels // groups * prod(kernel), prod(positions)).mT
+    return seen.reshape(count, groups, prod(positions), -1)
+
+
+def padded(image: Tensor, padding: Sequence[tuple[int, int]]) -> Tensor:
+    """An image (B, C, *space) with zeros before and after; in memory, its channels run fastest."""
+    space = image.shape[2:]
+    larger = [low + length + high for length, (low, high) in zip(space, padding, strict=True)]
+    inside = [slice(low, low + length) for length, (low, _) in zip(space, padding, strict=True)]
+    result = image.new_zeros(len(image), *larger, image.shape[1]).movedim(-1, 1)
+    result[:, :, *inside] = image
+    return result
 
 
 def padding_of(
