@@ -54,11 +54,11 @@ def trial_step(objective: Objective, optimizer: Optimizer, gradient: Tensor | No
     )
     with quiet(objective.model):
         try:
-            with _untouched(held_by(reached_optimizers(inner))), twin_of(inner) as (twin, places):
+            with untouched(held_by(reached_optimizers(inner))), twin_of(inner) as (twin, places):
                 for tensor, part in zip(space.tensors, parts, strict=True):
                     if id(tensor) in places and tensor.requires_grad:
                         places[id(tensor)].grad = part.detach().clone()
-                with _global_hooks_aside():
+                with global_hooks_aside():
                     twin.step()
                 with torch.no_grad():
                     return space.flatten(
@@ -81,7 +81,7 @@ def trial_step(objective: Objective, optimizer: Optimizer, gradient: Tensor | No
 
 
 @contextmanager
-def _untouched(parameters: Sequence[Tensor]) -> Iterator[None]:
+def untouched(parameters: Sequence[Tensor]) -> Iterator[None]:
     """Put the run's parameters back where a step has found them around the copies, and refuse it."""
     before = [parameter.detach().clone() for parameter in parameters]
     reached = 0
@@ -103,7 +103,7 @@ def _untouched(parameters: Sequence[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def _global_hooks_aside() -> Iterator[None]:
+def global_hooks_aside() -> Iterator[None]:
     """Hooks on every optimizer of the process are not for a copy to fire."""
     everywhere: tuple[dict[int, Any], ...] = (
         torch_optimizer._global_optimizer_pre_hooks,
