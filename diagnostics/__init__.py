@@ -97,3 +97,7 @@ from diagnostics.stability.threshold import threshold as threshold
 from diagnostics.stability.trace_bound import trace_ratio as trace_ratio
 from diagnostics.units.activity import UnitActivity as UnitActivity
 from diagnostics.units.activity import unit_activity as unit_activity
+from diagnostics.units.churn import Churn as Churn
+from diagnostics.units.churn import churn as churn
+from diagnostics.units.plasticity import Plasticity as Plasticity
+from diagnostics.units.plasticity import plasticity as plasticity

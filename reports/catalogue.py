@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from probes.run import Run
-from reports import training, units, weights
+from reports import churn, plasticity, training, units, weights
 from reports.chapter import Chapter
 from reports.learning_rate import chapter as learning_rate
 from reports.noise import chapter as noise
@@ -33,6 +33,8 @@ CHAPTERS: dict[str, Callable[[Run], Chapter]] = {
     "spectrum": spectrum.read,
     "learning_rate": learning_rate.read,
     "units": units.read,
+    "plasticity": plasticity.read,
+    "churn": churn.read,
     "weights": weights.read,
     "training": training.read,
 }

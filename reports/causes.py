@@ -19,10 +19,11 @@ _CURVATURE = (
 )
 
 CONSEQUENCES: dict[str, tuple[str, ...]] = {
-    "weights/finite": ("sharpness/", *_CURVATURE, "learning_rate/", "units/", "training/"),
-    "units/dead_at_start": ("sharpness/", *_CURVATURE, "learning_rate/", "units/", "training/"),
-    "sharpness/regime": (*_CURVATURE, "learning_rate/", "units/", "training/"),
-    "units/dead": ("learning_rate/", "training/loss"),
+    "weights/finite": ("sharpness/", *_CURVATURE, "learning_rate/", "units/", "plasticity/", "training/"),
+    "units/dead_at_start": ("sharpness/", *_CURVATURE, "learning_rate/", "units/", "plasticity/", "training/"),
+    "sharpness/regime": (*_CURVATURE, "learning_rate/", "units/", "plasticity/", "training/"),
+    "units/dead": ("learning_rate/", "plasticity/", "training/loss"),
+    "plasticity/lost": ("training/loss",),
 }
 """A failed finding, and the beginnings of ids that follow from it. Earlier entries explain later ones."""
 

@@ -158,8 +158,8 @@ def _gradient(
 ) -> tuple[float, Sequence[Tensor | None]]:
     """The loss of a batch and its gradients."""
     if base is None:
-        loss, parts = objective.batch_gradient(index, leaves)
-        return float(loss.detach()), parts
+        whole, gradients = objective.batch_gradient(index, leaves)
+        return float(whole.detach()), gradients
 
     def differentiated() -> tuple[Tensor, Sequence[Tensor | None]]:
         loss = centred_loss(objective.batch_outputs(index, leaves), base, objective.batches[index])

@@ -27,7 +27,7 @@ INITIALISERS = ("reset_parameters", "_reset_parameters")
 ATTEMPT = "fresh=lambda: make_model(), a function that makes a new network of the same kind"
 
 
-class NoFreshStart(Exception):
+class FreshStartError(Exception):
     """Why there is no fresh network to compare with."""
 
 
@@ -40,7 +40,7 @@ def fresh_values(objective: Objective, seed: int, factory: Factory | None) -> li
         factory: makes a new network; None to initialise a copy module by module.
 
     Raises:
-        NoFreshStart: parts of the model cannot be initialised without a factory.
+        FreshStartError: parts of the model cannot be initialised without a factory.
         DiagnosticsError: the factory makes something else than such a network.
     """
     reseed(seed)
@@ -81,12 +81,12 @@ def _initialised_copy(objective: Objective) -> dict[str, Tensor]:
         type(module).__name__ for module in model.modules() if callable(getattr(module, "_init_weights", None))
     ]
     if by_itself:
-        raise NoFreshStart(f"{by_itself[0]} initialises its modules by itself (_init_weights); pass {ATTEMPT}")
+        raise FreshStartError(f"{by_itself[0]} initialises its modules by itself (_init_weights); pass {ATTEMPT}")
     try:
         twin = copy.deepcopy(model, _without_hooks(model))
     # A model may hold anything, and some of it cannot be copied.
     except Exception as problem:  # noqa: BLE001
-        raise NoFreshStart(
+        raise FreshStartError(
             f"the model cannot be copied ({type(problem).__name__}: {problem}); pass {ATTEMPT}"
         ) from None
     named: dict[str, Tensor] = dict(twin.named_parameters())
@@ -101,12 +101,12 @@ def _initialised_copy(objective: Objective) -> dict[str, Tensor]:
                     # The user's own initialiser may want arguments, or raise.
                     except Exception as problem:  # noqa: BLE001
                         reason = f"{initialise} of {type(module).__name__} raised {type(problem).__name__}: {problem}"
-                        raise NoFreshStart(f"{reason}; pass {ATTEMPT}") from None
+                        raise FreshStartError(f"{reason}; pass {ATTEMPT}") from None
         named = dict(twin.named_parameters())
         left = [name for name in objective.space.names if bool(named[name].isnan().any())]
     if left:
         more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-        raise NoFreshStart(f"no module initialises {', '.join(left[:3])}{more} by reset_parameters; pass {ATTEMPT}")
+        raise FreshStartError(f"no module initialises {', '.join(left[:3])}{more} by reset_parameters; pass {ATTEMPT}")
     return named
 
 

@@ -1,8 +1,8 @@
 """Plasticity: how well a network can still learn, measured by letting copies of it learn something new.
 
-Random targets are put to the objective's own inputs. From the present parameters, and from those of a fresh network, the
-same optimizer takes k steps on the same batches in the same order. With ℓ_c the loss of the best prediction that is the
-same for every example, and ℓ_p that of a perfect one, the share of the targets that is fitted is
+Random targets are put to the objective's own inputs. From the present parameters, and from those of a fresh network,
+the same optimizer takes k steps on the same batches in the same order. With ℓ_c the loss of the best prediction that is
+the same for every example, and ℓ_p that of a perfect one, the share of the targets that is fitted is
 
     (ℓ_c − ℓ_k) / (ℓ_c − ℓ_p):    1 for a perfect fit, 0 where nothing was learned of any example.
 
@@ -35,7 +35,7 @@ from diagnostics.objective import Objective
 from diagnostics.quiet import quiet
 from diagnostics.stability.rules import unwrap_optimizer
 from diagnostics.units.fitting import Fit, Fitting, Training, adam, like
-from diagnostics.units.fresh_start import Factory, NoFreshStart, fresh_values
+from diagnostics.units.fresh_start import Factory, FreshStartError, fresh_values
 from diagnostics.units.random_targets import RandomTargets, RandomTask, Targets
 
 LEARNING_RATE = 3e-3
@@ -147,7 +147,7 @@ def plasticity(
             if not no_fresh:
                 try:
                     values = fresh_values(objective, start, fresh)
-                except NoFreshStart as reason:
+                except FreshStartError as reason:
                     no_fresh = str(reason)
                 else:
                     other = Fitting(anew, steps, centred, seen).fit(task.objective, values)

@@ -125,7 +125,7 @@ class RandomTargets:
         mean = _over_examples(labels).mean(0)
         if self._binary:
             mean = torch.logit(mean, eps=1e-6)
-        losses = [self.known.criterion(mean.to(one).expand_as(one), one).item() for one in labels]
+        losses = [float(self.known.criterion(mean.to(one).expand_as(one), one)) for one in labels]
         return sum(weight * loss for weight, loss in zip(task.weights, losses, strict=True))
 
 

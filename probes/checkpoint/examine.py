@@ -26,6 +26,7 @@ from probes.header import describe_groups, describe_objective, describe_optimize
 from probes.journal import to_record
 from probes.learning_rate import EffectiveLearningRate
 from probes.noise_scale import NoiseScale
+from probes.plasticity import Plasticity
 from probes.probe import Moment, Probe, Reading
 from probes.run.reader import SCHEMA_VERSION, Run, array_key
 from probes.run.records import Record
@@ -114,7 +115,7 @@ def _probes(only: Collection[str] | None) -> list[Probe]:
     # One measurement, in which a flow may be followed to its end, and eigenvectors told apart.
     around: list[Probe] = [Sharpening(tol=1e-3), AscentSharpness(), BatchLadder(), GradientFlow(max_gradients=20_000)]
     noise: list[Probe] = [NoiseScale(draws=16), GradientAlignment()]
-    named: list[Probe] = [GradientCurvature(), Spectrum(steps=64), *noise, *around]
+    named: list[Probe] = [GradientCurvature(), Spectrum(steps=64), *noise, *around, Plasticity()]
     return [probe for probe in (*probes, *named) if probe.name in only]
 
 
