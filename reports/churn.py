@@ -1,4 +1,4 @@
-"""Reading churn: how many predictions one update changes. Nothing is alleged: what is usual differs from task to task."""
+"""Reading churn: how many predictions one update changes. Nothing is alleged: what is usual differs between tasks."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def read(run: Run) -> Chapter:
         claim=f"The update at step {record.step} {' and '.join(parts)}.",
         value=value,
         threshold="",
-        meaning="On examples that were not in the batch this is a side effect. It is large early and with high learning "
-        "rates; where it does not fall although the loss has settled, updates undo each other.",
+        meaning="On examples that were not in the batch this is a side effect. It is large early and with high "
+        "learning rates; where it does not fall although the loss has settled, updates undo each other.",
         advice=(),
         evidence=("churn",) if len(run.series("churn", "relative_change")) > 1 else (),
         method=method_of(record),

@@ -88,8 +88,8 @@ def _verdict(run: Run, last: Record) -> Finding:
 
 
 _LOST = (
-    "New targets are fitted worse from these weights than from fresh ones, so whatever changes in data or task from here "
-    "on is learned worse too, or not at all."
+    "New targets are fitted worse from these weights than from fresh ones, so whatever changes in data or task from "
+    "here on is learned worse too, or not at all."
 )
 _KEPT = (
     "From these weights new targets are fitted about as well as from fresh ones, whatever the count of dormant units."
