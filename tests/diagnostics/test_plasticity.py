@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from diagnostics import DiagnosticsError, Objective, plasticity, quiet
+from diagnostics import DiagnosticsError, Objective, churn, plasticity, quiet
 from diagnostics.curvature.draws import random_stream
 from diagnostics.units.random_targets import RandomTargets
 from reports.demo.digits import digits
+from tests.cases import CASES, TRAIN_BATCH_NORM
+from tests.cases.case import Case
 from tests.reference.plasticity_loops import best_constant, loss_after
 
 Make = Callable[[], nn.Module]
@@ -251,6 +253,29 @@ def test_what_cannot_be_initialised_is_named_and_a_factory_helps(make: Make, rea
         assert "fresh=" in without.ratio.how
         assert without.gradients == 4
     assert plasticity(objective, steps=2, draws=2, fresh=make).fresh_fitted.determined
+
+
+TAKEN = [*(case for case in CASES if "batch norm" not in case.name), TRAIN_BATCH_NORM]
+"""Batch normalisation in evaluation mode is refused, see the arguments below."""
+
+
+@pytest.mark.parametrize("case", TAKEN, ids=lambda case: case.name)
+def test_every_model_and_loss_is_taken_or_refused_with_a_reason(case: Case) -> None:
+    objective = case.objective()
+    if "from_loss" in case.name:
+        with pytest.raises(DiagnosticsError, match="targets="):
+            plasticity(objective, steps=2, draws=2)
+        with pytest.raises(DiagnosticsError, match="cannot be seen"):
+            churn(objective, torch.zeros(objective.num_parameters))
+        return
+    before = objective.space.flatten(objective.space.values())
+    measured = plasticity(objective, steps=2, draws=2)
+    assert measured.fitted.determined
+    assert measured.fresh_fitted.determined or "fresh=" in measured.fresh_fitted.how
+    made = plasticity(objective, steps=2, draws=2, fresh=lambda: case.objective().model)
+    assert made.fresh_fitted.determined
+    assert float(churn(objective, torch.zeros(objective.num_parameters)).mean_change) == 0.0
+    assert torch.equal(objective.space.flatten(objective.space.values()), before)
 
 
 def test_factories_of_other_networks_are_refused() -> None:
