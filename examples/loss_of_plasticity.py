@@ -60,7 +60,8 @@ if __name__ == "__main__":
     lost = next(finding for finding in report.findings if finding.id == "plasticity/lost")
     assert lost.level == "fail"
     assert "are dead" in lost.meaning
-    assert accuracies[0] > 0.95 and accuracies[-1] < 0.3
+    assert accuracies[0] > 0.95
+    assert accuracies[-1] < 0.3
 
     accuracies, report = stream(True, folder / "normalised")
     print("with LayerNorm, task by task:", *(f"{one:.2f}" for one in accuracies))
