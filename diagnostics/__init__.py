@@ -102,10 +102,14 @@ from diagnostics.stability.threshold import threshold as threshold
 from diagnostics.stability.trace_bound import trace_ratio as trace_ratio
 from diagnostics.units.activity import UnitActivity as UnitActivity
 from diagnostics.units.activity import unit_activity as unit_activity
+from diagnostics.units.churn import Churn as Churn
+from diagnostics.units.churn import churn as churn
 from diagnostics.units.layer_ranks import LayerRanks as LayerRanks
 from diagnostics.units.layer_ranks import layer_ranks as layer_ranks
 from diagnostics.units.neural_collapse import NeuralCollapse as NeuralCollapse
 from diagnostics.units.neural_collapse import neural_collapse as neural_collapse
+from diagnostics.units.plasticity import Plasticity as Plasticity
+from diagnostics.units.plasticity import plasticity as plasticity
 from diagnostics.units.rank import FeatureRank as FeatureRank
 from diagnostics.units.rank import feature_rank as feature_rank
 from diagnostics.units.token_similarity import TokenSimilarity as TokenSimilarity

@@ -3,6 +3,7 @@
 from probes.ascent import AscentSharpness as AscentSharpness
 from probes.batch_ladder import BatchLadder as BatchLadder
 from probes.batch_sharpness import BatchSharpness as BatchSharpness
+from probes.churn import Churn as Churn
 from probes.gradient_alignment import GradientAlignment as GradientAlignment
 from probes.gradient_curvature import GradientCurvature as GradientCurvature
 from probes.gradient_flow import GradientFlow as GradientFlow
@@ -11,6 +12,7 @@ from probes.monitor import Monitor as Monitor
 from probes.noise_scale import NoiseScale as NoiseScale
 from probes.noise_stream import NoiseStream as NoiseStream
 from probes.opposing import OpposingSignals as OpposingSignals
+from probes.plasticity import Plasticity as Plasticity
 from probes.ranks import FeatureRank as FeatureRank
 from probes.run.reader import Run as Run
 from probes.run.records import Record as Record

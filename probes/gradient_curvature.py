@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from diagnostics import (
@@ -27,6 +26,7 @@ from diagnostics.stability.trial_step import trial_step
 from probes.probe import Cost, Moment, Need, Reading
 from probes.readings import reading_of
 from probes.sharpness import NO_EDGE, stands_still
+from probes.updates import last_update
 
 NEXT_STEP = "along the step a copy of the optimizer takes with the objective's gradient"
 FORWARD_PASSES = 16
@@ -134,24 +134,10 @@ def _update(moment: Moment, objective: Objective) -> tuple[Tensor, str]:
         try:
             planned = trial_step(objective, moment.optimizer)
         except DiagnosticsError:
-            return _last_update(moment, objective), LAST_UPDATE
+            return last_update(moment.updates, objective), LAST_UPDATE
         if bool(planned.any()):
             return planned, NEXT_STEP
-    return _last_update(moment, objective), LAST_UPDATE
-
-
-def _last_update(moment: Moment, objective: Objective) -> Tensor:
-    """Δ, shape (P,), in the objective's order; what does not train has not moved."""
-    if not moment.updates:
-        raise DiagnosticsError("no update yet", expected="at least one optimizer step")
-    with torch.inference_mode(False), torch.no_grad():
-        update = objective.space.flatten(
-            moment.updates[name].delta() if name in moment.updates else torch.zeros_like(tensor)
-            for name, tensor in objective.space.items()
-        )
-    if not bool(update.any()):
-        raise DiagnosticsError("the last step moved no parameter of the objective")
-    return update
+    return last_update(moment.updates, objective), LAST_UPDATE
 
 
 def _learning_rate(moment: Moment, objective: Objective) -> tuple[float, str]:

@@ -197,7 +197,10 @@ def _rates(moment: Moment) -> Iterator[Reading]:
     axes = {name: tensor.ndim for name, tensor in moment.objective.space.items()}
     for row in table.rows:
         yield Reading("lr", row.lr, row.tensor)
-        always = ("coordinate_rate", "weight_norm", "gradient_norm", "alignment", "effective", "epsilon_share")
+        always = (
+            *("coordinate_rate", "weight_norm", "weight_magnitude", "gradient_norm", "alignment"),
+            *("effective", "epsilon_share"),
+        )
         for quantity in (*always, *(OF_MATRICES if axes[row.tensor] >= 2 else ())):
             value: Estimate | None = getattr(row, quantity)
             if value is not None and (quantity in always or value.determined):

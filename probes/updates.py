@@ -6,9 +6,12 @@ taken just before a step that will be measured, and dropped right after it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
+from diagnostics import DiagnosticsError, Objective
 from probes.probe import TensorUpdate
 
 
@@ -38,3 +41,21 @@ class UpdateMeter:
             for name, kept in self._before.items()
             if name in now and now[name].shape == kept.shape
         }
+
+
+def last_update(updates: Mapping[str, TensorUpdate], objective: Objective) -> Tensor:
+    """Δ, shape (P,), of the step just taken, in the objective's order; what does not train has not moved.
+
+    Raises:
+        DiagnosticsError: there was no step yet, or it moved nothing.
+    """
+    if not updates:
+        raise DiagnosticsError("no update yet", expected="at least one optimizer step")
+    with torch.inference_mode(False), torch.no_grad():
+        update = objective.space.flatten(
+            updates[name].delta() if name in updates else torch.zeros_like(tensor)
+            for name, tensor in objective.space.items()
+        )
+    if not bool(update.any()):
+        raise DiagnosticsError("the last step moved no parameter of the objective")
+    return update

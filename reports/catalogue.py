@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from probes.run import Run
-from reports import opposing, ranks, training, units, weights
+from reports import churn, opposing, plasticity, ranks, training, units, weights
 from reports.chapter import Chapter
 from reports.learning_rate import chapter as learning_rate
 from reports.noise import chapter as noise
@@ -35,6 +35,8 @@ CHAPTERS: dict[str, Callable[[Run], Chapter]] = {
     "learning_rate": learning_rate.read,
     "units": units.read,
     "ranks": ranks.read,
+    "plasticity": plasticity.read,
+    "churn": churn.read,
     "weights": weights.read,
     "training": training.read,
 }

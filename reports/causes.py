@@ -20,11 +20,14 @@ _CURVATURE = (
     "noise_stream/",
 )
 
+_ALIVE = ("units/", "ranks/", "plasticity/")
+
 CONSEQUENCES: dict[str, tuple[str, ...]] = {
-    "weights/finite": ("sharpness/", *_CURVATURE, "learning_rate/", "units/", "ranks/", "training/"),
-    "units/dead_at_start": ("sharpness/", *_CURVATURE, "learning_rate/", "units/", "ranks/", "training/"),
-    "sharpness/regime": (*_CURVATURE, "learning_rate/", "units/", "ranks/", "training/"),
-    "units/dead": ("learning_rate/", "ranks/", "training/loss"),
+    "weights/finite": ("sharpness/", *_CURVATURE, "learning_rate/", *_ALIVE, "training/"),
+    "units/dead_at_start": ("sharpness/", *_CURVATURE, "learning_rate/", *_ALIVE, "training/"),
+    "sharpness/regime": (*_CURVATURE, "learning_rate/", *_ALIVE, "training/"),
+    "units/dead": ("learning_rate/", "ranks/", "plasticity/", "training/loss"),
+    "plasticity/lost": ("training/loss",),
 }
 """A failed finding, and the beginnings of ids that follow from it. Earlier entries explain later ones."""
 

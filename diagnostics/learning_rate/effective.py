@@ -84,6 +84,7 @@ def effective_learning_rates(model: nn.Module, optimizer: Optimizer, objective: 
                 tensor=name,
                 lr=float(groups[id(tensor)]["lr"]),
                 weight_norm=exact(_norm(value), "float64"),
+                weight_magnitude=exact(float(value.abs().mean(dtype=torch.float64)), "mean |w|, float64"),
                 gradient_norm=exact(_norm(gradient), f"one gradient; {objective.description}"),
                 alignment=exact(alignments[name], f"one gradient; {objective.description}"),
                 scale_invariant=invariant[name].tensor,

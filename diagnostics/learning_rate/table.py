@@ -26,6 +26,7 @@ class TensorRate:
             coordinate, the median of η F(1) / (√v̂ + ε) over coordinates, with half their interquartile range as
             spread.
         weight_norm: ‖w‖.
+        weight_magnitude: mean |w|.
         gradient_norm: ‖∇L‖ on the objective.
         alignment: cos(w, ∇L); zero for scale-invariant tensors.
         scale_invariant: whether ⟨w, ∇L⟩ = 0, L(2w) = L(w) and ∇L(2w) = ∇L(w)/2.
@@ -45,6 +46,7 @@ class TensorRate:
     lr: float
     coordinate_rate: Estimate | None
     weight_norm: Estimate
+    weight_magnitude: Estimate
     gradient_norm: Estimate
     alignment: Estimate
     scale_invariant: bool

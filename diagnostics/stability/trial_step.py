@@ -75,7 +75,7 @@ def trial_steps(objective: Objective, optimizer: Optimizer, count: int, gradient
     first = objective.gradient() if gradient is None else parameter_vector(objective, gradient, "gradient")
     with quiet(objective.model):
         try:
-            with _untouched(held_by(reached_optimizers(inner))), twin_of(inner) as (twin, places):
+            with untouched(held_by(reached_optimizers(inner))), twin_of(inner) as (twin, places):
                 return list(_steps(objective, twin, places, first, count))
         # Optimizers are anybody's code, and may need what a copy does not have.
         except Exception as problem:
@@ -99,7 +99,7 @@ def _steps(objective: Objective, twin: Optimizer, places: Places, gradient: Tens
         for tensor, part in zip(space.tensors, space.unflatten(gradient), strict=True):
             if id(tensor) in places and tensor.requires_grad:
                 places[id(tensor)].grad = part.detach().clone()
-        with _global_hooks_aside():
+        with global_hooks_aside():
             twin.step()
         with torch.no_grad():
             yield space.flatten(
@@ -109,7 +109,7 @@ def _steps(objective: Objective, twin: Optimizer, places: Places, gradient: Tens
 
 
 @contextmanager
-def _untouched(parameters: Sequence[Tensor]) -> Iterator[None]:
+def untouched(parameters: Sequence[Tensor]) -> Iterator[None]:
     """Put the run's parameters back where a step has found them around the copies, and refuse it."""
     before = [parameter.detach().clone() for parameter in parameters]
     reached = 0
@@ -131,7 +131,7 @@ def _untouched(parameters: Sequence[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def _global_hooks_aside() -> Iterator[None]:
+def global_hooks_aside() -> Iterator[None]:
     """Hooks on every optimizer of the process are not for a copy to fire."""
     everywhere: tuple[dict[int, Any], ...] = (
         torch_optimizer._global_optimizer_pre_hooks,

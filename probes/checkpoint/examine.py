@@ -27,6 +27,7 @@ from probes.journal import to_record
 from probes.learning_rate import EffectiveLearningRate
 from probes.noise_scale import NoiseScale
 from probes.opposing import OpposingSignals
+from probes.plasticity import Plasticity
 from probes.probe import Moment, Probe, Reading
 from probes.ranks import FeatureRank
 from probes.run.reader import SCHEMA_VERSION, Run, array_key
@@ -116,7 +117,8 @@ def _probes(only: Collection[str] | None) -> list[Probe]:
     # One measurement, in which a flow may be followed to its end, and eigenvectors told apart.
     around: list[Probe] = [Sharpening(tol=1e-3), AscentSharpness(), BatchLadder(), GradientFlow(max_gradients=20_000)]
     noise: list[Probe] = [NoiseScale(draws=16), GradientAlignment(), OpposingSignals()]
-    named: list[Probe] = [GradientCurvature(), Spectrum(steps=64), *noise, FeatureRank(), *around]
+    alive: list[Probe] = [FeatureRank(), Plasticity()]
+    named: list[Probe] = [GradientCurvature(), Spectrum(steps=64), *noise, *around, *alive]
     return [probe for probe in (*probes, *named) if probe.name in only]
 
 

@@ -157,6 +157,7 @@ def test_every_rate_is_the_one_of_the_table(optimizer: type[torch.optim.Optimize
             "lr",
             "coordinate_rate",
             "weight_norm",
+            "weight_magnitude",
             "gradient_norm",
             "alignment",
             "effective",

@@ -100,7 +100,8 @@ def test_what_is_not_defined_leaves_no_record(folder: Path) -> None:
         toy.step()
     run = Run.open(folder)
     first = {record.name for record in run.records if record.step == 0 and record.probe == "learning_rate"}
-    assert first == {"lr", "coordinate_rate", "weight_norm", "gradient_norm", "alignment", "invariant_rows"}
+    sizes = {"weight_norm", "weight_magnitude", "gradient_norm"}
+    assert first == {"lr", "coordinate_rate", *sizes, "alignment", "invariant_rows"}
     names = {record.name for record in run.records if record.probe == "learning_rate"}
     assert names == first | {"relative_update", *OF_A_STEP}
     assert all(record.status == "ok" for record in run.records if record.probe == "learning_rate")
