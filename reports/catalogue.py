@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from probes.run import Run
-from reports import training, units, weights
+from reports import training, weights
 from reports.chapter import Chapter
 from reports.learning_rate import chapter as learning_rate
 from reports.noise import chapter as noise
@@ -19,6 +19,7 @@ from reports.stability import (
     sharpening,
     sharpness,
 )
+from reports.units import chapter as units
 
 CHAPTERS: dict[str, Callable[[Run], Chapter]] = {
     "sharpness": sharpness.read,

@@ -6,7 +6,7 @@ import pytest
 from runs import run_of
 
 from probes.run import Record, Run
-from reports import units
+from reports.units import chapter as units
 
 KINDS = ("dead", "dormant", "saturated", "linearised")
 
