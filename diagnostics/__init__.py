@@ -95,5 +95,5 @@ from diagnostics.stability.smoothness import smoothness_fit as smoothness_fit
 from diagnostics.stability.threshold import Threshold as Threshold
 from diagnostics.stability.threshold import threshold as threshold
 from diagnostics.stability.trace_bound import trace_ratio as trace_ratio
-from diagnostics.units.activity import UnitActivity as UnitActivity
 from diagnostics.units.activity import unit_activity as unit_activity
+from diagnostics.units.table import UnitActivity as UnitActivity
