@@ -96,4 +96,9 @@ from diagnostics.stability.threshold import Threshold as Threshold
 from diagnostics.stability.threshold import threshold as threshold
 from diagnostics.stability.trace_bound import trace_ratio as trace_ratio
 from diagnostics.units.activity import unit_activity as unit_activity
+from diagnostics.units.attention import AttentionHeads as AttentionHeads
+from diagnostics.units.attention import HeadAttention as HeadAttention
+from diagnostics.units.attention import attention_heads as attention_heads
+from diagnostics.units.log_z import OutputLogZ as OutputLogZ
+from diagnostics.units.log_z import output_log_z as output_log_z
 from diagnostics.units.table import UnitActivity as UnitActivity
