@@ -25,16 +25,12 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from diagnostics.units.attention_scores import Scores, fused, written_out
 from diagnostics.units.places import Places, places
-
-MASKED = -5e3
-"""Added to a score, this or less is a mask: -inf, the smallest number of a dtype, or the -10,000 of older models."""
 
 _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax}
 _PRODUCT = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm}
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads")
-
-Scores = Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]
 
 
 @dataclass(frozen=True)
@@ -43,8 +39,7 @@ class Call:
 
     Attributes:
         place: module path; ``#2`` for the second one of the same module.
-        scores: from places of queries (n,), the logits as they enter the softmax, (B, H, n, S); which keys are
-            allowed, of the same shape; and where the scale is known, the products q·k before it.
+        scores: of some of its queries.
         shape: (B, H, T, S).
         scale: of q·k; None where scores were written out.
         output: (B, H, T, E), of each head.
@@ -137,29 +132,9 @@ class _Watch(TorchFunctionMode):
             query, key, output = (self._four(tensor) for tensor in (query, key, output))
             if attn_mask is not None and attn_mask.ndim == 3:
                 attn_mask = self._four(attn_mask)
-        factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
-        *_, heads, rows, width = query.shape
-        shape = (*query.shape[:-1], key.shape[-2])
-        groups = heads // key.shape[-3]
-        kind = torch.promote_types(query.dtype, torch.float32)
-        keys = key.detach()
-
-        def scores(queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            chosen = query.detach().index_select(-2, queries).to(kind)
-            size = (*shape[:-2], len(queries), shape[-1])
-            # Groups of query heads share a key head; broadcasting spares a copy of the keys for each.
-            grouped = chosen.reshape(*chosen.shape[:-3], heads // groups, groups * len(queries), width)
-            products = (grouped @ keys.to(kind).mT).reshape(size)
-            logits, allowed = products * factor, torch.ones_like(products, dtype=torch.bool)
-            if attn_mask is not None:
-                mask = attn_mask.detach().expand(shape).index_select(-2, queries)
-                allowed = mask if mask.dtype == torch.bool else mask > MASKED
-                logits = logits if mask.dtype == torch.bool else logits + mask
-            if is_causal:
-                allowed = allowed & (torch.arange(shape[-1], device=queries.device) <= queries[:, None])
-            return (logits.reshape(-1, *size[-3:]), allowed.reshape(-1, *size[-3:]), products.reshape(-1, *size[-3:]))
-
-        self._hand_over(scores, (math.prod(shape[:-3]), heads, rows, shape[-1]), factor, output)
+        scores, factor = fused(query, key, attn_mask, is_causal, scale)
+        *batch, heads, rows, _ = query.shape
+        self._hand_over(scores, (math.prod(batch), heads, rows, key.shape[-2]), factor, output)
 
     def _written_out(self, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = args[0] if args else kwargs.get("input")
@@ -204,14 +179,7 @@ class _Watch(TorchFunctionMode):
         if result.numel() == 0 or keys == 0 or output.numel() % (batch * heads * rows):
             return
         output = output.reshape(batch, heads, rows, -1)
-        kind = torch.promote_types(scores.dtype, torch.float32)
-
-        def chosen(queries: Tensor) -> tuple[Tensor, Tensor, None]:
-            some = logits.index_select(-2, queries).to(kind)
-            # NaN is no mask: it is for whoever looks to complain.
-            return some, ~(some <= MASKED), None
-
-        self._hand_over(chosen, (batch, heads, rows, keys), None, output, followed=result)
+        self._hand_over(written_out(logits), (batch, heads, rows, keys), None, output, followed=result)
 
     def _four(self, tensor: Tensor) -> Tensor:
         """(B, H, ., .): heads in the batch axis are told apart where the module says how many there are."""
