@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from probes.run import Run
 from reports import training, weights
+from reports.attention import chapter as attention
 from reports.chapter import Chapter
 from reports.learning_rate import chapter as learning_rate
 from reports.noise import chapter as noise
@@ -34,6 +35,7 @@ CHAPTERS: dict[str, Callable[[Run], Chapter]] = {
     "spectrum": spectrum.read,
     "learning_rate": learning_rate.read,
     "units": units.read,
+    "attention": attention.read,
     "weights": weights.read,
     "training": training.read,
 }

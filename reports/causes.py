@@ -19,9 +19,9 @@ _CURVATURE = (
 )
 
 CONSEQUENCES: dict[str, tuple[str, ...]] = {
-    "weights/finite": ("sharpness/", *_CURVATURE, "learning_rate/", "units/", "training/"),
+    "weights/finite": ("sharpness/", *_CURVATURE, "learning_rate/", "units/", "attention/", "training/"),
     "units/dead_at_start": ("sharpness/", *_CURVATURE, "learning_rate/", "units/", "training/"),
-    "sharpness/regime": (*_CURVATURE, "learning_rate/", "units/", "training/"),
+    "sharpness/regime": (*_CURVATURE, "learning_rate/", "units/", "attention/", "training/"),
     "units/dead": ("learning_rate/", "training/loss"),
 }
 """A failed finding, and the beginnings of ids that follow from it. Earlier entries explain later ones."""

@@ -10,9 +10,14 @@ from reports.chapter import Chapter, method_of, reason_missing, unmeasured
 from reports.charts import short
 from reports.finding import Finding, Level
 from reports.units.heatmaps import figures
+from reports.units.influence import influence
 from reports.units.kinds import CITATION, KINDS, NOTABLE, SEVERE, Kind
+from reports.units.outliers import outliers
+from reports.units.redundancy import duplicates
 
 FROM_THE_START = ", from step"
+
+_INCLUDES = {"dormant": "dead", "gated_dormant": "dormant"}
 
 _AT_START = (
     "It was so at the first measurement: look at the initialisation (biases above all) and the scale of the inputs, "
@@ -30,7 +35,8 @@ def read(run: Run) -> Chapter:
             return Chapter()
         return Chapter((unmeasured("units/activity", "Unit activity", reason, (), CITATION),))
     found = [finding for kind in KINDS if (finding := _verdict(run, kind, layers)) is not None]
-    return Chapter(tuple(found or [_all_well(run, layers)]), tuple(figures(run, layers)))
+    found = found or [_all_well(run, layers)]
+    return Chapter((*found, *influence(run), *duplicates(run), *outliers(run)), tuple(figures(run, layers)))
 
 
 def _counts(run: Run, name: str, layers: list[str]) -> dict[str, int]:
@@ -42,10 +48,10 @@ def _counts(run: Run, name: str, layers: list[str]) -> dict[str, int]:
 
 def _verdict(run: Run, kind: Kind, layers: list[str]) -> Finding | None:
     totals, counts = _counts(run, "units", layers), _counts(run, kind.name, layers)
-    if kind.name == "dormant":
+    if kind.name in _INCLUDES:
         # Dead units are dormant too, and are reported as what they are.
-        dead = _counts(run, "dead", layers)
-        counts = {layer: max(0, count - dead.get(layer, 0)) for layer, count in counts.items()}
+        others = _counts(run, _INCLUDES[kind.name], layers)
+        counts = {layer: max(0, count - others.get(layer, 0)) for layer, count in counts.items()}
     shares = {layer: counts[layer] / totals[layer] for layer in counts if totals.get(layer)}
     if not shares:
         return None
@@ -55,7 +61,7 @@ def _verdict(run: Run, kind: Kind, layers: list[str]) -> Finding | None:
     level: Level = "fail" if kind.severe and shares[worst] >= SEVERE else "warn"
     record = run.last("units", kind.name, worst)
     affected = sum(share >= NOTABLE for share in shares.values())
-    others = f" ({affected} of {len(shares)} non-linearities)" if len(shares) > 1 else ""
+    elsewhere = f" ({affected} of {len(shares)} non-linearities)" if len(shares) > 1 else ""
     family = method_of(run.last("units", "units", worst)).partition(",")[0]
     since = _since(run, kind.name, worst)
     at_start = kind.severe and since.startswith(FROM_THE_START)
@@ -63,7 +69,7 @@ def _verdict(run: Run, kind: Kind, layers: list[str]) -> Finding | None:
         id=f"units/{kind.name}" + ("_at_start" if at_start else ""),
         level=level,
         claim=f"{counts[worst]} of {totals[worst]} units at layer {short(worst)} ({family}) {kind.condition}"
-        f"{since}{others}.",
+        f"{since}{elsewhere}.",
         value=exact(shares[worst], method_of(record)),
         threshold=f"{NOTABLE:.0%} of a layer" + (f"; {SEVERE:.0%} is a failure" if kind.severe else ""),
         meaning=kind.meaning,
@@ -87,13 +93,14 @@ def _since(run: Run, kind: str, layer: str) -> str:
 
 def _all_well(run: Run, layers: list[str]) -> Finding:
     total = sum(_counts(run, "units", layers).values())
-    parts = [f"{sum(_counts(run, kind.name, layers).values())} {kind.name}" for kind in KINDS]
+    counts = {kind.word: _counts(run, kind.name, layers) for kind in KINDS}
+    parts = [f"{sum(found.values())} {word}" for word, found in counts.items() if found]
     return Finding(
         id="units/activity",
         level="ok",
         claim=f"Units are at work: of {total} at {len(layers)} non-linearities, {', '.join(parts)}.",
         value=exact(total, "count"),
-        threshold=f"{NOTABLE:.0%} of a layer in any of the four",
+        threshold=f"{NOTABLE:.0%} of a layer in any of these",
         meaning="Dormant: next to no output. Dead: no output and no slope. Saturated: flat. Linearised: one slope. A "
         "few of each are "
         "normal in a network that trains well.",

@@ -29,10 +29,10 @@ def figures(run: Run, layers: list[str]) -> list[Figure]:
         figures.append(
             Figure(
                 id=f"units-{kind.name}",
-                title=f"Share of {kind.name} units",
+                title=f"Share of {kind.word} units",
                 caption=f"By non-linearity, first layer on top: units that {kind.condition}.",
-                alt=f"Share of {kind.name} units by layer and step; the highest is {numpy.nanmax(shares):.0%}.",
-                draw=partial(_draw, layers, steps, shares, f"{kind.name} share"),
+                alt=f"Share of {kind.word} units by layer and step; the highest is {numpy.nanmax(shares):.0%}.",
+                draw=partial(_draw, layers, steps, shares, f"{kind.word} share"),
                 table=_table(layers, steps, shares),
                 size=(7.2, min(9.0, 1.6 + 0.24 * len(layers))),
             )

@@ -1,4 +1,7 @@
-"""The ways in which a unit can be lost to training: dormant, dead, saturated and linearised are four, not one."""
+"""The ways in which a unit can be lost to training: dormant, dead, saturated and linearised are four, not one.
+
+A gated unit can besides be shut off by the branch that it is multiplied with.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,11 @@ class Kind:
     severe: bool
     meaning: str
     advice: tuple[str, ...]
+
+    @property
+    def word(self) -> str:
+        """Before "units"."""
+        return self.name.replace("_", "-")
 
 
 KINDS = (
@@ -68,6 +76,17 @@ KINDS = (
         (
             "Check the scale of the pre-activations: too small for tanh, too far from zero for ReLU.",
             "Look for a growing bias or a drifting normalisation gain.",
+        ),
+    ),
+    Kind(
+        "gated_dormant",
+        "are shut off by the other branch of their gate",
+        False,
+        "The activation of such a unit is at work, but what it is multiplied by is next to nothing, so nothing of it "
+        "arrives.",
+        (
+            "Look at the weights of the other branch of the gate: weight decay or zeros may have emptied them.",
+            "Look whether their number grows with time: growth is the warning, a constant share is not.",
         ),
     ),
 )
