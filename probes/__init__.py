@@ -1,6 +1,7 @@
 """The instruments: attach to a training run or open a checkpoint, decide when to measure, write the run down."""
 
 from probes.ascent import AscentSharpness as AscentSharpness
+from probes.attention import AttentionHeads as AttentionHeads
 from probes.batch_ladder import BatchLadder as BatchLadder
 from probes.batch_sharpness import BatchSharpness as BatchSharpness
 from probes.churn import Churn as Churn

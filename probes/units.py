@@ -9,10 +9,17 @@ from typing import Any, ClassVar
 from diagnostics import DiagnosticsError, unit_activity
 from probes.probe import Cost, Moment, Need, Reading
 
+_WHERE_KNOWN = (
+    *("duplicate", "outliers", "outlier_ratio", "gated_dormant", "gradient_dormant", "frozen"),
+    *("sign_entropy", "rms"),
+)
+"""Written where they could be told: without a gate, or with too few samples, there is no such number."""
+
 
 @dataclass
 class Units:
-    """Per non-linearity: how many units are dormant, dead, saturated or linearised.
+    """Per non-linearity: how many units are dormant, dead, saturated or linearised; duplicates, outliers, units that
+    are shut off by their gate, that have no gradient at their output or in their weights; their signs and size.
 
     Args:
         every: own schedule; the Monitor's by default.
@@ -21,7 +28,7 @@ class Units:
     Raises:
         DiagnosticsError: τ is negative.
 
-    Source: Sokar et al., arXiv 2302.12902; Lyle et al., arXiv 2402.18762.
+    Source: Sokar et al., arXiv 2302.12902; Lyle et al., arXiv 2402.18762; for gradients arXiv 2505.24061.
     """
 
     every: int | Callable[[int], bool] | None = None
@@ -39,7 +46,7 @@ class Units:
         return {"tau": self.tau}
 
     def measure(self, moment: Moment) -> Iterator[Reading]:
-        """One forward pass over the objective's batches."""
+        """One pass over the objective's batches, forwards and backwards."""
         table = unit_activity(moment.model, moment.objective, self.tau)
         if not table.rows:
             yield Reading("units", None, status="skipped", note="the model ran no non-linearity that is known here")
@@ -51,3 +58,8 @@ class Units:
             yield Reading("dead", row.dead, row.layer, note=f"{how}; {firing}")
             yield Reading("saturated", row.saturated, row.layer, note=how)
             yield Reading("linearised", row.linearised, row.layer, note=how)
+            for name in _WHERE_KNOWN:
+                if (value := getattr(row, name)) is not None:
+                    yield Reading(name, value, row.layer, note=how)
+        if table.rows and table.without_gradients:
+            yield Reading("gradient_dormant", None, status="skipped", note=table.without_gradients)

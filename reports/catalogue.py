@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from probes.run import Run
-from reports import churn, opposing, plasticity, ranks, training, units, weights
+from reports import churn, opposing, plasticity, ranks, training, weights
+from reports.attention import chapter as attention
 from reports.chapter import Chapter
 from reports.learning_rate import chapter as learning_rate
 from reports.noise import chapter as noise
@@ -19,6 +20,7 @@ from reports.stability import (
     sharpening,
     sharpness,
 )
+from reports.units import chapter as units
 
 CHAPTERS: dict[str, Callable[[Run], Chapter]] = {
     "sharpness": sharpness.read,
@@ -34,6 +36,7 @@ CHAPTERS: dict[str, Callable[[Run], Chapter]] = {
     "spectrum": spectrum.read,
     "learning_rate": learning_rate.read,
     "units": units.read,
+    "attention": attention.read,
     "ranks": ranks.read,
     "plasticity": plasticity.read,
     "churn": churn.read,

@@ -20,7 +20,7 @@ _CURVATURE = (
     "noise_stream/",
 )
 
-_ALIVE = ("units/", "ranks/", "plasticity/")
+_ALIVE = ("units/", "attention/", "ranks/", "plasticity/")
 
 CONSEQUENCES: dict[str, tuple[str, ...]] = {
     "weights/finite": ("sharpness/", *_CURVATURE, "learning_rate/", *_ALIVE, "training/"),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from diagnostics.initialisation.gaussian_maps import Function, kernel_map, mean_square_slope
 from diagnostics.initialisation.passes import Pass, watched_layers
 from diagnostics.quiet import quiet
-from diagnostics.units.capture import Site, capture
+from diagnostics.units.capture import Product, Site, capture
 from diagnostics.units.forward import forward_passes
 
 
@@ -64,8 +64,8 @@ def _chain(model: nn.Module, batch: Any, layers: Mapping[str, nn.Module]) -> tup
         linears.append((path, module, x, z))
         after.append([])
 
-    def see(site: Site) -> None:
-        if after:
+    def see(site: Site | Product) -> None:
+        if after and isinstance(site, Site):
             after[-1].append(site)
 
     first = forward_passes(model, batch)[0]

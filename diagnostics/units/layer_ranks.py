@@ -18,7 +18,7 @@ from diagnostics.arguments import whole_number
 from diagnostics.blocks import block_outputs, require_finite, unit_axis
 from diagnostics.parameters import unwrap
 from diagnostics.quiet import quiet
-from diagnostics.units.capture import Site, capture
+from diagnostics.units.capture import Product, Site, capture
 from diagnostics.units.forward import forward_passes
 from diagnostics.units.rank import FeatureRank, feature_rank
 
@@ -129,8 +129,9 @@ def layer_ranks(model: nn.Module, batch: Any, *, centred: bool = False, samples:
         counts.append(len(rows))
         parts.append(_drawn(rows, share))
 
-    def see(site: Site) -> None:
-        keep(site.place, site.nonlinearity.name, site.h)
+    def see(site: Site | Product) -> None:
+        if isinstance(site, Site):
+            keep(site.place, site.nonlinearity.name, site.h)
 
     def see_block(place: str, block: nn.Module, output: Tensor) -> None:
         axis = unit_axis(block, output)

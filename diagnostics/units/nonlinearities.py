@@ -63,6 +63,9 @@ NONLINEARITY: dict[Callable[..., Any], Nonlinearity] = {
 
 _RELU6 = Nonlinearity("relu6")
 
+GLU = Nonlinearity("glu", 0.25, bounded=True)
+"""A sigmoid of half of its input, times the other half: not element-wise, its gate is."""
+
 
 def family_of(
     function: Callable[..., Any], arguments: tuple[Any, ...], named: Mapping[str, Any]
@@ -71,6 +74,8 @@ def family_of(
 
     ``nn.ReLU6`` calls ``hardtanh`` between 0 and 6: what lies flat on its left is silent, so dead and not saturated.
     """
+    if function is F.glu:
+        return GLU
     family = NONLINEARITY.get(function)
     if family is not None and family.name == "hardtanh":
         lowest = arguments[1] if len(arguments) > 1 else named.get("min_val", -1.0)
@@ -97,8 +102,13 @@ WRITTEN_OUT: dict[str, Nonlinearity] = {
 
 def slopes(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     """φ'(z), element by element, for any element-wise φ; same shape as z."""
-    with torch.enable_grad():
+    # Inside an activation checkpoint what autograd saves is counted: these tensors are none of its business.
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
         leaf = z.detach().clone().requires_grad_()
         # Out-of-place input, so that in-place variants have something to write on.
         (gradient,) = torch.autograd.grad(function(leaf * 1.0).sum(), leaf)
     return gradient
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor

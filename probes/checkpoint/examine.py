@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from diagnostics import Objective
 from probes.ascent import AscentSharpness
+from probes.attention import AttentionHeads
 from probes.batch_ladder import BatchLadder
 from probes.checkpoint.contents import Checkpoint
 from probes.checkpoint.load import load_checkpoint
@@ -117,7 +118,7 @@ def _probes(only: Collection[str] | None) -> list[Probe]:
     # One measurement, in which a flow may be followed to its end, and eigenvectors told apart.
     around: list[Probe] = [Sharpening(tol=1e-3), AscentSharpness(), BatchLadder(), GradientFlow(max_gradients=20_000)]
     noise: list[Probe] = [NoiseScale(draws=16), GradientAlignment(), OpposingSignals()]
-    alive: list[Probe] = [FeatureRank(), Plasticity()]
+    alive: list[Probe] = [AttentionHeads(), FeatureRank(), Plasticity()]
     named: list[Probe] = [GradientCurvature(), Spectrum(steps=64), *noise, *around, *alive]
     return [probe for probe in (*probes, *named) if probe.name in only]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -168,7 +169,7 @@ def test_an_objective_over_ragged_batches_counts_like_one_whole_batch(name: str)
     (whole,) = unit_activity(model, x).rows
     for batches in ((x, y), [(x[:1], y[:1]), (x[1:20], y[1:20]), (x[20:], y[20:])]):
         (row,) = unit_activity(model, Objective(model, nn.MSELoss(), batches, mode="train")).rows
-        assert row == whole
+        assert replace(row, gradient_dormant=None, frozen=None) == whole
         torch.testing.assert_close(row.scores, whole.scores)
 
 
@@ -186,7 +187,8 @@ def test_the_table_prints_and_turns_into_pandas() -> None:
     assert frame.loc[0, "dead"] == 1
     assert list(unit_activity(nn.Linear(2, 2), torch.randn(3, 2)).to_pandas().columns) == list(frame.columns)
     assert str(table).splitlines()[0].split() == [
-        *("layer", "units", "dormant", "dead", "saturated", "linearised", "samples"),
+        *("layer", "units", "dormant", "dead", "saturated", "linearised", "duplicate", "outliers", "sign-entropy"),
+        *("rms", "largest/median", "samples"),
     ]
     assert str(unit_activity(nn.Linear(2, 2), torch.randn(3, 2))) == "no non-linearity was seen"
     assert repr(table) == str(table), "a notebook shows the table"

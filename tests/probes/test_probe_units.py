@@ -49,7 +49,10 @@ def test_counts_are_those_of_unit_activity(measured: tuple[Run, nn.Module, Objec
     table = unit_activity(model, objective, tau=0.1)
     assert run.layers("units", "dead") == ["rectifier", "relu"] == [row.layer for row in table.rows]
     for row in table.rows:
-        for name in ("units", "dormant", "dead", "saturated", "linearised"):
+        counts = ("duplicate", "outliers", "gradient_dormant", "frozen", "sign_entropy", "rms")
+        known = [name for name in counts if getattr(row, name) is not None]
+        assert {"gradient_dormant", "frozen"} <= set(known)
+        for name in ("units", "dormant", "dead", "saturated", "linearised", *known):
             record = run.last("units", name, row.layer)
             assert record.value == getattr(row, name)
             assert "relu" in record.note

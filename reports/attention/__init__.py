@@ -1,0 +1,1 @@
+"""Reading attention: its logits, its heads, and the output softmax."""

@@ -1,0 +1,1 @@
+"""Reading units: what of a network still takes part."""
