@@ -18,7 +18,7 @@ from diagnostics import Objective
 from probes import EffectiveLearningRate, Monitor, Plasticity, Units, at
 from reports import Report
 
-TASKS, STEPS, EXAMPLES, WIDTH = 9, 100, 192, 64
+TASKS, STEPS, EXAMPLES, WIDTH = 10, 100, 192, 64
 
 
 def network(normalised: bool) -> nn.Module:
@@ -61,7 +61,7 @@ if __name__ == "__main__":
     assert lost.level == "fail"
     assert "are dead" in lost.meaning
     assert accuracies[0] > 0.95
-    assert accuracies[-1] < 0.3
+    assert accuracies[-1] < 0.5
 
     accuracies, report = stream(True, folder / "normalised")
     print("with LayerNorm, task by task:", *(f"{one:.2f}" for one in accuracies))
