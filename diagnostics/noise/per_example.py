@@ -13,6 +13,7 @@ Source: Goodfellow, arXiv 1510.01799; Gray et al., arXiv 2411.00999.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -103,7 +104,7 @@ def per_example_gradient_norms(objective: Objective) -> PerExampleNorms:
     run = OnePass(objective, mean=True)
     count = run.examples
     with quiet(objective.model, objective.mode):
-        squares = {name: torch.zeros(count, dtype=torch.float64, device=run.device) for name in objective.space.names}
+        squares = defaultdict[str, Tensor](lambda: torch.zeros(count, dtype=torch.float64, device=run.device))
 
         def recorded(name: str, size: int, at: slice, found: list[Contribution], built: bool) -> None:
             if not built:
@@ -117,10 +118,11 @@ def per_example_gradient_norms(objective: Objective) -> PerExampleNorms:
                 squares[name][place] = square(part)
 
         run.through(recorded, alone)
-        total = torch.stack(list(squares.values())).sum(0)
+        by_name = {name: squares[name] for name in objective.space.names}
+        total = torch.stack(list(by_name.values())).sum(0)
         run.require_finite(total)
         mean_square = sum(square(part) for part in run.total.values()) / count**2
-    return PerExampleNorms(total.sqrt(), exact(mean_square, run.how), squares, run.routes, run.how)
+    return PerExampleNorms(total.sqrt(), exact(mean_square, run.how), by_name, run.routes, run.how)
 
 
 def per_example_gradient_dots(objective: Objective, vector: Tensor) -> Tensor:
