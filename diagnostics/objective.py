@@ -188,11 +188,11 @@ class Objective:
             index: which batch.
             values: one tensor per selected parameter.
         """
-        return self.placed(values, lambda: self.loss_in_place(index))
+        return self.placed(values, lambda: self.loss_in_place(self.fresh(index)))
 
-    def loss_in_place(self, index: int) -> Tensor:
-        """ℓ_b of the model with the tensors that it has at the moment. To be called inside ``placed``."""
-        return scalar(self.form.loss(self.model, self._fresh(index)))
+    def loss_in_place(self, batch: Batch) -> Tensor:
+        """The loss of the model with the tensors that it has at the moment. To be called inside ``placed``."""
+        return scalar(self.form.loss(self.model, batch))
 
     def batch_outputs(self, index: int, values: Sequence[Tensor]) -> OutputLoss:
         """The model's outputs on a batch with ℓ_b computed from them, in one graph. To be called inside ``quiet``.
@@ -200,13 +200,20 @@ class Objective:
         Raises:
             DiagnosticsError: the outputs cannot be seen, as in an Objective made with ``from_loss``.
         """
-        batch = self._fresh(index)
+        batch = self.fresh(index)
         return self.placed(values, lambda: self.form.at_outputs(self.model, batch))
 
-    def _fresh(self, index: int) -> Batch:
-        """A batch as it was drawn, and the random state that goes with it."""
+    def fresh(self, index: int, copied: bool = True) -> Batch:
+        """A batch as it was drawn, and the random state that goes with it. To be called inside ``quiet``.
+
+        Args:
+            index: which batch.
+            copied: False only for models that have been seen not to write into what they are given.
+        """
         # The same numbers for dropout on every call, whatever was drawn before.
         reseed(index)
+        if not copied:
+            return self.batches[index]
         # Models may begin with an in-place operation: hand out a copy, keep the batch.
         return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, self.batches[index])
 
@@ -274,7 +281,7 @@ class Objective:
         Whoever differentiates does so in here: checkpointed segments of the model run again during the backward pass,
         and would otherwise run at the live parameters.
         """
-        state = {f"model.{name}": _plain(tensor) for name, tensor in self.model.named_parameters()}
+        state = {f"model.{name}": as_constant(tensor) for name, tensor in self.model.named_parameters()}
         state.update({f"model.{name}": buffer.clone() for name, buffer in self.model.named_buffers()})
         state.update({f"model.{name}": value for name, value in zip(self.space.names, values, strict=True)})
         _PLACED[self.model] = _PLACED.get(self.model, 0) + 1
@@ -394,6 +401,6 @@ class _Stage(nn.Module):
         return action()
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def as_constant(tensor: Tensor) -> Tensor:
     """The tensor as a constant; one made under inference mode cannot take part in autograd and is copied."""
     return tensor.clone() if tensor.is_inference() else tensor.detach()

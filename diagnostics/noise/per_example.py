@@ -13,6 +13,7 @@ Source: Goodfellow, arXiv 1510.01799; Gray et al., arXiv 2411.00999.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -85,7 +86,7 @@ def per_example_gradient_norms(objective: Objective, *, metric: Tensor | None = 
     count = run.examples
     weights = None if metric is None else _by_parameter(objective, "metric", metric)
     with quiet(objective.model, objective.mode):
-        squares = {name: torch.zeros(count, dtype=torch.float64, device=run.device) for name in objective.space.names}
+        squares = defaultdict[str, Tensor](lambda: torch.zeros(count, dtype=torch.float64, device=run.device))
 
         def recorded(name: str, size: int, at: slice, found: list[Contribution], built: bool) -> None:
             if not built:
@@ -103,12 +104,13 @@ def per_example_gradient_norms(objective: Objective, *, metric: Tensor | None = 
                 squares[name][places] = squares_of(rows) if weights is None else rows.double().square() @ weights[name]
 
         run.through(recorded, alone)
-        total = torch.stack(list(squares.values())).sum(0)
+        by_name = {name: squares[name] for name in objective.space.names}
+        total = torch.stack(list(by_name.values())).sum(0)
         run.require_finite(total)
         mean_square = sum(
             square(part if weights is None else part * weights[name].sqrt()) for name, part in run.total.items()
         ) / (count**2)
-    return PerExampleNorms(total.sqrt(), exact(mean_square, run.how), squares, run.routes, run.how)
+    return PerExampleNorms(total.sqrt(), exact(mean_square, run.how), by_name, run.routes, run.how)
 
 
 def per_example_gradient_dots(objective: Objective, vector: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ pass holds itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -47,11 +47,16 @@ class Arrivals:
     @contextmanager
     def awaited(self) -> Iterator[None]:
         """Catch gradients while a backward pass runs inside."""
-        with ExitStack() as stack:
-            for place, use in enumerate(self.recording.uses):
-                if place not in self.ends:
-                    stack.callback(use.edge.node.register_prehook(partial(self._arrive, place)).remove)
+        handles = [
+            use.edge.node.register_prehook(partial(self._arrive, place))
+            for place, use in enumerate(self.recording.uses)
+            if place not in self.ends
+        ]
+        try:
             yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _arrive(self, place: int, gradients: Sequence[Tensor | None]) -> None:
         gradient = gradients[self.recording.uses[place].edge.output_nr]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from diagnostics.forms import Batch
 from diagnostics.objective import Objective
@@ -20,7 +20,7 @@ from diagnostics.recorded.examples import AGREEMENT, adds_up, some, square
 from diagnostics.recorded.layouts import Layout, layout_of
 from diagnostics.recorded.operations import UnknownOperationError
 from diagnostics.recorded.recording import Use
-from diagnostics.recorded.watched import Places, Watched, dense, watch
+from diagnostics.recorded.watched import Places, Watched, dense, leaves_of, watch
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -39,6 +39,7 @@ class Plan:
         places: where the examples are in each use, by key.
         seen: parameters of which some use reaches the loss.
         built: parameters whose gradients are built for their norms: their sum is had with them.
+        writes: whether the model writes into its parameters or its batch, and has to be given copies.
         squares: squared norms of the gradients of the two examples' own losses, by parameter.
         verdicts: of the comparison with these, by parameter: nothing where they agree, or why it is not trusted.
     """
@@ -49,6 +50,7 @@ class Plan:
     places: Mapping[str, Places]
     seen: frozenset[str]
     built: frozenset[str]
+    writes: bool
     squares: tuple[Mapping[str, float], Mapping[str, float]]
     verdicts: dict[str, str] = field(default_factory=dict)
 
@@ -78,7 +80,18 @@ def make_plan(objective: Objective, index: int, probes: tuple[int, int]) -> Plan
     built = frozenset(name for name, leaf in leaves.items() if _is_built(both, name, leaf.numel(), places))
     seen = frozenset(name for name in leaves if both.reaching(name))
     squares = [{name: square(part) for name, part in each.items()} for each in exact[:2]]
-    return Plan(summed, derived, one.sequence, places, seen, built, (squares[0], squares[1]))
+    return Plan(summed, derived, one.sequence, places, seen, built, _writes(small), (squares[0], squares[1]))
+
+
+def _writes(small: Objective) -> bool:
+    """Whether anything is another after a forward pass: parameters, or the batch."""
+    values, batch = list(leaves_of(small).values()), small.fresh(2)
+    small.placed(values, lambda: small.loss_in_place(batch))
+    before = [*small.space.tensors, *tree_leaves(small.batches[2])]
+    after = [*values, *tree_leaves(batch)]
+    pairs = [(one, other) for one, other in zip(before, after, strict=True) if isinstance(one, Tensor)]
+    # What cannot be compared is copied.
+    return not all(one.layout is torch.strided and torch.equal(one, other) for one, other in pairs)
 
 
 def likeness(batch: Batch) -> tuple[object, ...]:

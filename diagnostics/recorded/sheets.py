@@ -150,7 +150,8 @@ def sheets(
                     see(sheet, name)
 
             unwanted = plan.built if mean else plan.seen
-            watched = watch(objective, index, plan.derived, scale, unwanted, None if see is None else handed_on)
+            seen = None if see is None else handed_on
+            watched = watch(objective, index, plan.derived, scale, unwanted, seen, copied=plan.writes)
             require_finite(watched, index)
             # A model that went another way than when the plan was made gets a new one.
             if checked or watched.sequence == plan.sequence:

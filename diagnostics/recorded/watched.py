@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diagnostics.errors import DiagnosticsError
-from diagnostics.objective import Objective
+from diagnostics.objective import Objective, as_constant
 from diagnostics.quiet import first_order
 from diagnostics.recorded.arrivals import Arrivals
 from diagnostics.recorded.contributions import Contribution, Convolved, Direct, Lookup, Outer, joined, materialised
@@ -93,6 +93,7 @@ def watch(
     scale: float = 1.0,
     unwanted: frozenset[str] = frozenset(),
     see: Callable[[Watched, str], None] | None = None,
+    copied: bool = True,
 ) -> Watched:
     """Forward and backward of a batch. To be called inside ``quiet``.
 
@@ -104,8 +105,9 @@ def watch(
         unwanted: parameters whose gradients are not needed: a third of the work for all of them.
         see: called with each parameter when all gradients at its uses are there, for the last time that they are. Not
             called for parameters of which others are derived, nor if the loss is not finite.
+        copied: whether the model runs on copies of its parameters and of the batch, as long as it may write into them.
     """
-    leaves = _leaves(objective)
+    leaves = leaves_of(objective, copied)
     values = list(leaves.values())
     # What reaches the loss around the model, as in a closure over its parameters, would pass for a constant.
     live = [tensor for tensor in objective.space.tensors if tensor.requires_grad]
@@ -114,7 +116,7 @@ def watch(
 
     def differentiated() -> Watched:
         with Recording(leaves, derived) as recording:
-            loss = objective.loss_in_place(index)
+            loss = objective.loss_in_place(objective.fresh(index, copied))
         watched = Watched(recording, [None] * len(recording.uses), float(loss.detach()))
         if not loss.requires_grad:
             watched.leaf_gradients.update(dict.fromkeys(asked))
@@ -145,7 +147,7 @@ def watch(
 
 def gradients(objective: Objective, index: int | None) -> dict[str, Tensor]:
     """The gradients of a batch by parameter, zero where its loss does not reach; all zero for no batch."""
-    leaves = _leaves(objective)
+    leaves = leaves_of(objective)
     values = list(leaves.values())
 
     def differentiated() -> list[Tensor | None]:
@@ -167,8 +169,9 @@ def dense(leaves: Mapping[str, Tensor], parts: Mapping[str, Tensor | None]) -> d
     }
 
 
-def _leaves(objective: Objective) -> dict[str, Tensor]:
-    values = objective.space.values()
+def leaves_of(objective: Objective, copied: bool = True) -> dict[str, Tensor]:
+    """Tensors to differentiate in, in the place of the parameters, by name; with their memory if not copied."""
+    values = objective.space.values() if copied else [as_constant(tensor) for tensor in objective.space.tensors]
     return {name: value.requires_grad_() for name, value in zip(objective.space.names, values, strict=True)}
 
 

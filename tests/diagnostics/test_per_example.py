@@ -461,3 +461,36 @@ def test_what_is_printed() -> None:
     objective = Objective(model, nn.CrossEntropyLoss(), data)
     assert "gradients of 12 examples" in str(per_example_gradient_norms(objective))
     assert "gradients of 12 examples" in repr(gradient_gram(objective))
+
+
+class Writes(nn.Module):
+    """Writes into its weight, or into what it is given."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.linear, self.where = nn.Linear(3, 2), where
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.where == "weight":
+            self.linear.weight.data.clamp_(max=0.1)
+        if self.where == "input":
+            x.mul_(0.5)
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("where", ["weight", "input", "nowhere"])
+def test_what_the_model_writes_into_is_left_as_it_was(where: str) -> None:
+    """Parameters and batches are copied only for models that write into them, and never changed."""
+    torch.manual_seed(2)
+    model, loss = double(Writes(where)), nn.MSELoss()
+    x, y = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
+    objective = Objective(model, loss, (x, y))
+    before = model.linear.weight.detach().clone()
+    assert float(before.max()) > 0.1
+    first = per_example_gradient_norms(objective)
+    for _ in range(2):
+        assert torch.equal(per_example_gradient_norms(objective).norms, first.norms)
+        assert torch.equal(model.linear.weight, before)
+        assert torch.equal(objective.batches[0][0], x)
+    (plan,) = sheets._PLANS[objective].values()
+    assert plan.writes is (where != "nowhere")
