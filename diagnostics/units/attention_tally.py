@@ -70,18 +70,20 @@ class HeadTally:
                 expected="finite weights and inputs",
             )
         # A query without keys would have 0/0 everywhere; it gets one that does not count.
-        safe = logits.masked_fill(~allowed, -math.inf).masked_fill(~judged[..., None], 0.0)
-        attention = safe.softmax(-1) * judged[..., None]
-        entropy = -torch.xlogy(attention, attention).sum(-1)
+        alone = ~judged[..., None]
+        attention = (
+            logits.masked_fill(~allowed, -math.inf).masked_fill_(alone, 0.0).softmax(-1).masked_fill_(alone, 0.0)
+        )
+        entropy = torch.special.entr(attention).sum(-1)
         most = allowed.sum(-1).clamp(min=1).double().log()
         self.entropy += entropy.double().sum((0, 2)).cpu()
         self.most += most.sum((0, 2)).cpu()
         self.count += judged.sum((0, 2)).cpu()
-        self.mass[:, : attention.shape[-1]] += attention.double().sum((0, 2)).cpu()
+        self.mass[:, : attention.shape[-1]] += attention.sum(2).double().sum(0).cpu()
         self.largest = torch.maximum(self.largest, _largest(logits, allowed))
         if products is not None:
             self.largest_product = torch.maximum(self.largest_product, _largest(products, allowed))
-        output = call.output.index_select(-2, queries).to(logits.dtype).masked_fill(~judged[..., None], 0.0)
+        output = call.output.index_select(-2, queries).to(logits.dtype).masked_fill(alone, 0.0)
         by_head = output.transpose(0, 1).flatten(1, 2)
         self.gram += (by_head.mT @ by_head).double().cpu()
         self.queries += int(judged.any(1).sum())

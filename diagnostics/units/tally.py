@@ -38,6 +38,8 @@ class Tally:
         self.moved = torch.zeros(units, dtype=torch.bool)
         """Units of which some incoming weight has a gradient."""
         self.gated_samples = 0
+        self.gate_is_made = False
+        """Whether what gates the units was followed to weights."""
         self.differentiated = 0
         self.followed = True
         self._share = max(1, KEPT // batches)
@@ -67,6 +69,7 @@ class Tally:
         if product.h.shape[1] == len(self.gated):
             self.gated += product.h.abs().double().sum(0).cpu()
             self.gated_samples += len(product.h)
+            self.gate_is_made |= bool(product.incoming)
 
     def row(self, tau: float, *, gradients: bool) -> LayerActivity:
         """The verdicts, those that rest on gradients only where all batches gave some.
@@ -84,6 +87,10 @@ class Tally:
         scores = _scores(self.magnitude / self.samples)
         # Where nothing before a unit trains, no gradient comes by: its weights are frozen all the same.
         pull = _relative(self.gradient) if gradients and self.differentiated else None
+        # As the forget gate of a recurrent cell on a state that starts at zero: nothing was asked of these units.
+        unasked = self.gated_samples > 0 and not self.gate_is_made and not bool(self.gated.any())
+        gated = _scores(self.gated / self.gated_samples) if self.gated_samples and not unasked else None
+        pull = None if unasked else pull
         rms = (self.square / self.samples).sqrt()
         median = float(rms.quantile(0.5)) if rms.isfinite().all() else 0.0
         ratios = rms / median if median > 0 else None
@@ -97,7 +104,7 @@ class Tally:
             linearised=int((self.linear >= LINEAR_SHARE * self.samples).sum()),
             duplicate=duplicates(torch.cat(self._rows).to(self._device)),
             outliers=None if ratios is None else int((ratios > OUTLYING).sum()),
-            gated_dormant=int((_scores(self.gated / self.gated_samples) <= tau).sum()) if self.gated_samples else None,
+            gated_dormant=None if gated is None else int((gated <= tau).sum()),
             gradient_dormant=None if pull is None else int((pull <= GRADIENT_TAU).sum()),
             frozen=int((~self.moved).sum()) if gradients and self.followed else None,
             sign_entropy=float(_bits(self.positive.double() / self.samples).mean()),

@@ -258,6 +258,23 @@ def test_products_are_found_however_they_are_written() -> None:
     assert unit_activity(Squeeze(), torch.randn(6, 2, 7, 7)).rows[0].gated_dormant == 2
 
 
+def test_a_gate_on_a_state_that_starts_at_zero_is_not_judged() -> None:
+    """Of a recurrent cell written out, in its first step: product and gradient are zero, and no unit is at fault."""
+
+    class Cell(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            state = torch.zeros(len(x), UNITS)
+            for _ in range(2):
+                state = torch.sigmoid(self.first(x)) * state + torch.tanh(self.first(x))
+            return self.second(state)
+
+    model = Cell(torch.sigmoid)
+    rows = unit_activity(model, Objective(model, nn.CrossEntropyLoss(), _data())).rows
+    assert [row.layer for row in rows] == ["sigmoid", "tanh", "sigmoid#2", "tanh#2"]
+    assert (rows[0].gated_dormant, rows[0].gradient_dormant) == (None, None)
+    assert (rows[2].gated_dormant, rows[2].gradient_dormant) == (0, 0)
+
+
 def test_scales_masks_and_squares_are_no_gates() -> None:
     x = torch.randn(30, 6)
     scale = torch.randn(UNITS)
