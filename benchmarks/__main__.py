@@ -2,11 +2,12 @@
 
 import argparse
 
-from benchmarks import curvature, overhead, top_eigenvalue
+from benchmarks import curvature, overhead, power_law, top_eigenvalue
 
 parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Side by side with peers, as ratios.")
 parser.add_argument("--device", default="cpu", help="where curvature is measured; the small ones stay on the CPU")
 device = parser.parse_args().device
 top_eigenvalue.main()
 overhead.main()
+power_law.main()
 curvature.main(device)

@@ -81,3 +81,5 @@ from diagnostics.stability.threshold import threshold as threshold
 from diagnostics.stability.trace_bound import trace_ratio as trace_ratio
 from diagnostics.units.activity import UnitActivity as UnitActivity
 from diagnostics.units.activity import unit_activity as unit_activity
+from diagnostics.weights.power_law import PowerLaw as PowerLaw
+from diagnostics.weights.power_law import power_law as power_law
