@@ -1,6 +1,6 @@
 """The power-law fit against the ``powerlaw`` package: time for one fit, and whether it is the same one.
 
-Compiling, once per process on our side, is left out and printed. The package is given no bound on the exponent: its own,
+Compiling, once per process on our side, is left out and printed. The package gets no bound on the exponent: its own,
 3, would leave out every thin tail. Outside 1.5 to 3 it polishes the closed form with a search, so it is also timed on
 values where most tails need none.
 """
