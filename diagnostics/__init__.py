@@ -83,3 +83,6 @@ from diagnostics.units.activity import UnitActivity as UnitActivity
 from diagnostics.units.activity import unit_activity as unit_activity
 from diagnostics.weights.power_law import PowerLaw as PowerLaw
 from diagnostics.weights.power_law import power_law as power_law
+from diagnostics.weights.spectra import weight_spectra as weight_spectra
+from diagnostics.weights.table import MatrixSpectrum as MatrixSpectrum
+from diagnostics.weights.table import WeightSpectra as WeightSpectra

@@ -7,7 +7,8 @@ counts, one downwards every P − S. A start is given up as soon as its gap exce
 where the last one failed is tried first. The answer is that of trying all pairs, in some ten thousand evaluations for
 four thousand values instead of eight million.
 
-numba is imported here and nowhere else; nothing is cached on disk, since an installation may be read-only.
+Importing this imports numba, so it is imported with the first fit. Nothing is cached on disk: an installation may be
+read-only.
 """
 
 from __future__ import annotations
