@@ -23,6 +23,9 @@ SMALL = 1 << 18
 
 EPSILON = torch.finfo(torch.float64).eps
 
+FEW_ROWS = 1024
+"""Up to so many rows WWᵀ of a small weight is made in any case."""
+
 TOL = 1e-3
 """Relative residual of σ_max² where it is found by Lanczos."""
 
@@ -62,7 +65,7 @@ def singular_values(matrix: Tensor, scale: float, *, max_side: int, done: Done =
     if matrix.numel() <= SMALL:
         whole = torch.cat([block for _, block in row_blocks(matrix, done)]) / scale
         values = torch.linalg.svdvals(whole) * scale
-        gram = whole @ whole.mT if rows <= columns else None
+        gram = whole @ whole.mT if rows <= max(columns, FEW_ROWS) else None
         precision = max(rows, columns) * EPSILON
         how = "singular value decomposition in float64"
     else:
