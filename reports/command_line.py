@@ -22,11 +22,11 @@ OK, FINDINGS, USAGE, NOT_TAKEN, UNSAFE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 DISTRIBUTION = "training-dynamics-diagnostics"
 
 NAMED = ("gradient_curvature", "spectrum", "sharpening", "ascent", "batch_ladder", "gradient_flow", "noise_scale")
-PROBES = ("sharpness", "learning_rate", "units", *NAMED)
+PROBES = ("sharpness", "learning_rate", "units", "weights", *NAMED)
 
 _EPILOG = """\
 diagnose runs/a                       report on a run that a Monitor wrote
-diagnose checkpoint.pt                what the bytes say: finite, sizes, step, optimizer
+diagnose checkpoint.pt                what the bytes say: finite, sizes, spectra, step
 diagnose checkpoint.pt --task task.py curvature, stability, rates and units too
 diagnose demo                         train on embedded data with probes, then report
 
