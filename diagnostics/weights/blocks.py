@@ -1,8 +1,8 @@
 """A weight as a matrix, read in blocks: rows are outputs, and everything else is their input.
 
 The first axis is the rows, all others together the columns, so a convolution (c_o, c_i, k, k) counts as its action on
-patches, (c_o, c_i k²). A block is at most 8 MB of float64, so that a weight larger than memory can be read from a
-mapped file; whoever holds the file is told after each block that this much has been read.
+patches, (c_o, c_i k²). A block is 2 MB of float64 where rows allow it, so that a weight larger than memory can be read
+from a mapped file; whoever holds the file is told after each block that this much has been read.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 20
+BLOCK = 1 << 18
 """Numbers turned into float64 at a time."""
 
 Done = Callable[[], None]

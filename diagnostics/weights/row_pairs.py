@@ -35,39 +35,47 @@ def near_pairs(points: numpy.ndarray, numbers: numpy.ndarray, reach: float, most
     cells = numpy.floor(points[:, :3] / reach).astype(numpy.int64) + SIDE // 2
     keys = (cells[:, 0] * SIDE + cells[:, 1]) * SIDE + cells[:, 2]
     order = numpy.argsort(keys, kind="stable")
-    pairs, count = _search(keys[order], numpy.ascontiguousarray(points[order]), numbers[order], reach, most)
+    keys = keys[order]
+    # Half of the columns of cells around a point's own; from the other half it is found itself.
+    columns = keys[:, None] + SIDE * numpy.array([0, 1, SIDE - 1, SIDE, SIDE + 1])
+    starts = numpy.searchsorted(keys, columns - 1)
+    starts[:, 0] = numpy.arange(1, len(keys) + 1)
+    ends = numpy.searchsorted(keys, columns + 1, side="right")
+    pairs = numpy.empty((most, 2), dtype=numpy.int64)
+    count = _search(numpy.ascontiguousarray(points[order]), numbers[order], starts, ends, reach, pairs)
     return None if count > most else pairs[:count]
 
 
 @numba.njit(nogil=True)
 def _search(
-    keys: numpy.ndarray, points: numpy.ndarray, numbers: numpy.ndarray, reach: float, most: int
-) -> tuple[numpy.ndarray, int]:
+    points: numpy.ndarray,
+    numbers: numpy.ndarray,
+    starts: numpy.ndarray,
+    ends: numpy.ndarray,
+    reach: float,
+    pairs: numpy.ndarray,
+) -> int:
     count, dimensions = points.shape
-    pairs = numpy.empty((most, 2), dtype=numpy.int64)
     copies = numpy.zeros(count, dtype=numpy.bool_)
     found = 0
-    # Half of the columns of cells around a point's own; from the other half it is found itself.
-    columns = (0, 1, SIDE - 1, SIDE, SIDE + 1)
     for i in range(count):
         if copies[i]:
             continue
-        for column in columns:
-            key = keys[i] + column * SIDE
-            start = i + 1 if column == 0 else numpy.searchsorted(keys, key - 1)
-            for j in range(start, numpy.searchsorted(keys, key + 1, side="right")):
+        for column in range(starts.shape[1]):
+            for j in range(starts[i, column], ends[i, column]):
                 if copies[j] or numbers[i] == numbers[j]:
                     continue
-                farthest = numpy.float32(0.0)
+                farthest = 0.0
                 for k in range(dimensions):
                     farthest = max(farthest, abs(points[i, k] - points[j, k]))
                     if farthest > reach:
                         break
                 if farthest > reach:
                     continue
-                if found == most:
-                    return pairs, most + 1
-                pairs[found, 0], pairs[found, 1] = numbers[i], numbers[j]
+                if found == len(pairs):
+                    return found + 1
+                pairs[found, 0] = numbers[i]
+                pairs[found, 1] = numbers[j]
                 found += 1
                 copies[j] = farthest < COPY
-    return pairs, found
+    return found

@@ -62,7 +62,9 @@ def read_rows(weight: Tensor, row_gram: Tensor | None = None, done: Done = nothi
     """
     matrix = as_matrix(weight)
     rows, columns = matrix.shape
-    norms = torch.cat([_lengths(block) for _, block in row_blocks(matrix, done)])
+    norms = torch.empty(rows, dtype=torch.float64)
+    for start, block in row_blocks(matrix, done):
+        norms[start : start + len(block)] = _lengths(block)
     zero = int((norms == 0).sum())
     if columns < SHORTEST:
         return Rows(zero, None, f"rows of fewer than {SHORTEST} numbers are alike by chance")
@@ -101,19 +103,17 @@ def _candidates(matrix: Tensor, norms: Tensor, done: Done) -> numpy.ndarray | No
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(matrix.shape[1], DIRECTIONS, generator=generator, dtype=torch.float64)
     directions /= torch.linalg.vector_norm(directions, dim=0)
-    parts = []
+    # Into one array: small pieces between large ones would keep the memory of the large ones from being used again.
+    shadows = torch.empty(len(norms), DIRECTIONS)
     for start, block in row_blocks(matrix, done):
-        lengths = norms[start : start + len(block), None]
-        parts.append(((block / lengths.clamp_min(TINY)) @ directions).float())
-    shadows = torch.cat(parts)
-    numbers = (norms > 0).nonzero()[:, 0]
-    shadows = shadows[numbers]
+        torch.div(block @ directions, norms[start : start + len(block), None], out=shadows[start : start + len(block)])
     # A row and its negative are alike: all are turned to one side, and those near the border stand on both.
     shadows *= torch.where(shadows[:, :1] < 0, -1.0, 1.0)
     reach = math.sqrt(2 * (1 - ALIKE)) + 1e-6
-    border = shadows[:, 0] <= reach
-    shadows, numbers = torch.cat([shadows, -shadows[border]]), torch.cat([numbers, numbers[border]])
-    return near_pairs(shadows.numpy(), numbers.numpy(), reach, MOST_PAIRS)
+    there = (norms > 0).nonzero()[:, 0]
+    border = there[shadows[there, 0] <= reach]
+    points = torch.cat([shadows[there], -shadows[border]])
+    return near_pairs(points.numpy(), torch.cat([there, border]).numpy(), reach, MOST_PAIRS)
 
 
 def _confirmed(matrix: Tensor, norms: Tensor, pairs: numpy.ndarray, done: Done) -> numpy.ndarray:
