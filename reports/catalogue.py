@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from probes.run import Run
-from reports import noise, training, units, weights
+from reports import noise, training, units
 from reports.chapter import Chapter
 from reports.learning_rate import chapter as learning_rate
 from reports.spectrum import chapter as spectrum
@@ -18,6 +18,7 @@ from reports.stability import (
     sharpening,
     sharpness,
 )
+from reports.weights import chapter as weights
 
 CHAPTERS: dict[str, Callable[[Run], Chapter]] = {
     "sharpness": sharpness.read,

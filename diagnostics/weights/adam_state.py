@@ -6,24 +6,33 @@ From the two moments of each tensor, with bias correction, coordinate by coordin
 * signal: mean of m̂²/v̂ over coordinates. Where gradients keep their value it is 1; where they are nothing but noise its
   mean is about (1 − β1)/(1 + β1), 0.053 at β1 = 0.9;
 * ε share: coordinates with √v̂ < ε, where the optimizer is plain descent with rate η/ε.
+
+Moments are read in pieces, so nothing is sorted: quantiles come from counts of √v̂ in steps of 1 %.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, exact
-from diagnostics.learning_rate.moments import QUANTILES, quantiles
+from diagnostics.learning_rate.moments import QUANTILES
+from diagnostics.weights.blocks import as_matrix, pieces
 
 if TYPE_CHECKING:
     import pandas
+
+PER_OCTAVE = 64
+OCTAVES = 1100
+"""On either side of 1; what float64 cannot hold lies beyond."""
+
+Read = Callable[[Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class AdamTensor:
         shape: of the tensor.
         lr: η of its group.
         step: steps taken.
-        rates: η/(√v̂ + ε) at the quantiles 5, 25, 50, 75 and 95 % of coordinates.
+        rates: η/(√v̂ + ε) at the quantiles 5, 25, 50, 75 and 95 % of coordinates, to 1 %.
         signal: mean of m̂²/v̂ over coordinates where v̂ is not zero.
         noise_alone: what ``signal`` would be for gradients without a mean: (1 − β1)/(1 + β1), in the long run.
         epsilon_share: share of coordinates with √v̂ < ε.
@@ -86,14 +95,15 @@ class AdamState:
     __repr__ = __str__
 
 
-def adam_state(optimizer_state: Mapping[str, Any]) -> AdamState:
+def adam_state(optimizer_state: Mapping[str, Any], *, read: Read = lambda tensor: None) -> AdamState:
     """Read the moments in an optimizer's state dict; tensors without two moments are passed over.
 
     Args:
         optimizer_state: ``optimizer.state_dict()`` of Adam, AdamW, AMSGrad, NAdam or RAdam, or the same from a file.
+        read: called with a moment whenever some of it has been read, for those who hold a mapped file.
 
     Raises:
-        DiagnosticsError: it is no optimizer's state dict.
+        DiagnosticsError: it is no optimizer's state dict, or a damaged one.
 
     Example:
         >>> w = torch.nn.Parameter(torch.ones(3))
@@ -113,53 +123,101 @@ def adam_state(optimizer_state: Mapping[str, Any]) -> AdamState:
             expected="a mapping with 'state' and 'param_groups'",
             attempt="optimizer.state_dict()",
         )
-    with torch.inference_mode(False), torch.no_grad():
-        return AdamState(list(_rows(groups, state)))
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            return AdamState(list(_rows(groups, state, read)))
+    # A file may hold anything under these names.
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as problem:
+        raise DiagnosticsError(
+            "optimizer_state cannot be read",
+            given=f"{type(problem).__name__}: {problem}",
+            expected="groups with numbers as settings, and moments as tensors",
+        ) from problem
 
 
 _KEYS = ("param_groups", "state")
 
 
-def _rows(groups: Sequence[Any], state: Mapping[Any, Any]) -> Iterator[AdamTensor]:
+def _rows(groups: Sequence[Any], state: Mapping[Any, Any], read: Read) -> Iterator[AdamTensor]:
     for group in groups:
         if not isinstance(group, Mapping) or not {"lr", "betas", "eps", "params"} <= group.keys():
             continue
         names = group.get("param_names") or group["params"]
         for number, name in zip(group["params"], names, strict=False):
-            entry = state.get(number)
+            entry = state.get(number) if isinstance(number, int | str) else None
             if isinstance(entry, Mapping) and {"exp_avg", "exp_avg_sq", "step"} <= entry.keys():
-                yield _row(str(name), entry, group)
+                yield _row(str(name), entry, group, read)
 
 
-def _row(name: str, entry: Mapping[str, Any], group: Mapping[str, Any]) -> AdamTensor:
+def _row(name: str, entry: Mapping[str, Any], group: Mapping[str, Any], read: Read) -> AdamTensor:
     first, second = entry["exp_avg"], entry.get("max_exp_avg_sq", entry["exp_avg_sq"])
     lr, step, epsilon = float(group["lr"]), float(entry["step"]), float(group["eps"])
     beta1, beta2 = (float(beta) for beta in group["betas"])
-    noise = (1 - beta1) / (1 + beta1)
     reason = _unreadable(first, second, step)
-    if reason:
-        missing = Estimate(math.nan, math.nan, "exact", reason)
+    found = reason if reason else _sums(first, second, (1 - beta1**step, 1 - beta2**step), epsilon, read)
+    noise = (1 - beta1) / (1 + beta1)
+    if isinstance(found, str):
+        missing = Estimate(math.nan, math.nan, "exact", found)
         shape = tuple(first.shape) if isinstance(first, Tensor) else ()
         rates = (math.nan,) * len(QUANTILES)
-        return AdamTensor(name, shape, lr, step, rates, missing, noise, missing, missing, reason)
-    first_moment = first.detach().double().flatten() / (1 - beta1**step)
-    root = (second.detach().double().flatten() / (1 - beta2**step)).sqrt()
-    there = root > 0
-    count = int(there.sum())
-    signal = (first_moment[there] / root[there]).square().mean() if count else None
+        return AdamTensor(name, shape, lr, step, rates, missing, noise, missing, missing, found)
+    count, there = first.numel(), found.there
     return AdamTensor(
         parameter=name,
         shape=tuple(first.shape),
         lr=lr,
         step=step,
-        rates=quantiles(lr / (root + epsilon)),
-        signal=Estimate(math.nan, math.nan, "exact", "v is zero throughout: no gradient ever came")
-        if signal is None
-        else exact(float(signal), f"mean of m̂²/v̂ over {count:,} of {len(root):,} coordinates"),
+        rates=tuple(lr / (root + epsilon) for root in _quantiles(found.roots)),
+        signal=exact(found.signal / there, f"mean of m̂²/v̂ over {there:,} of {count:,} coordinates")
+        if there
+        else Estimate(math.nan, math.nan, "exact", "v is zero throughout: no gradient ever came"),
         noise_alone=noise,
-        epsilon_share=exact(float((root < epsilon).double().mean()), "count over coordinates"),
-        untouched=exact(1.0 - count / len(root), "count over coordinates"),
+        epsilon_share=exact(found.below / count, "count over coordinates"),
+        untouched=exact(1.0 - there / count, "count over coordinates"),
     )
+
+
+class _Sums(NamedTuple):
+    """Over coordinates: how many have v > 0, the sum of m̂²/v̂, how many √v̂ < ε, and the counts of log √v̂."""
+
+    there: int
+    signal: float
+    below: int
+    roots: Tensor
+
+
+def _sums(first: Tensor, second: Tensor, corrections: tuple[float, float], epsilon: float, read: Read) -> _Sums | str:
+    bins = 2 * OCTAVES * PER_OCTAVE
+    roots = torch.zeros(bins, dtype=torch.int64)
+    there = below = 0
+    signal = 0.0
+    parts = zip(
+        pieces(as_matrix(first), lambda: read(first)), pieces(as_matrix(second), lambda: read(second)), strict=True
+    )
+    for mean, square in parts:
+        mean, square = mean.double() / corrections[0], square.double() / corrections[1]
+        if not bool(mean.isfinite().all()) or not bool(square.isfinite().all()):
+            return "moments that are not finite"
+        if bool((square < 0).any()):
+            return "a negative second moment"
+        root = square.sqrt()
+        positive = root > 0
+        there += int(positive.sum())
+        signal += float((mean[positive] / root[positive]).square().sum())
+        below += int((root < epsilon).sum())
+        # Zero goes into the first bin.
+        places = ((root.log2() + OCTAVES) * PER_OCTAVE).clamp_(0, bins - 1).to(torch.int64)
+        roots += torch.bincount(places, minlength=bins)
+    return _Sums(there, signal, below, roots)
+
+
+def _quantiles(counts: Tensor) -> Iterator[float]:
+    """√v̂ at the quantiles of the rates: the largest root has the smallest rate."""
+    below = counts.cumsum(0)
+    count = int(below[-1])
+    for q in QUANTILES:
+        place = int(torch.searchsorted(below, count - 1 - round(q * (count - 1)), right=True))
+        yield 2.0 ** ((place + 0.5) / PER_OCTAVE - OCTAVES) if place else 0.0
 
 
 def _unreadable(first: Any, second: Any, step: float) -> str:
@@ -168,11 +226,7 @@ def _unreadable(first: Any, second: Any, step: float) -> str:
         return "no pair of moments of one shape"
     if first.layout is not torch.strided or first.is_meta:
         return "moments without values"
-    if not step >= 1:
-        return "no step was taken"
-    if not bool(first.isfinite().all()) or not bool(second.isfinite().all()):
-        return "moments that are not finite"
-    return "" if bool((second >= 0).all()) else "a negative second moment"
+    return "" if step >= 1 else "no step was taken"
 
 
 def _cells(row: AdamTensor) -> Iterator[tuple[str, Any]]:

