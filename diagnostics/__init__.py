@@ -119,3 +119,17 @@ from diagnostics.units.rank import feature_rank as feature_rank
 from diagnostics.units.table import UnitActivity as UnitActivity
 from diagnostics.units.token_similarity import TokenSimilarity as TokenSimilarity
 from diagnostics.units.token_similarity import token_similarity as token_similarity
+from diagnostics.weights.adam_state import AdamState as AdamState
+from diagnostics.weights.adam_state import AdamTensor as AdamTensor
+from diagnostics.weights.adam_state import adam_state as adam_state
+from diagnostics.weights.changes import TensorChange as TensorChange
+from diagnostics.weights.changes import WeightChanges as WeightChanges
+from diagnostics.weights.changes import weight_changes as weight_changes
+from diagnostics.weights.gains import NormalisationGains as NormalisationGains
+from diagnostics.weights.gains import NormGains as NormGains
+from diagnostics.weights.gains import normalisation_gains as normalisation_gains
+from diagnostics.weights.power_law import PowerLaw as PowerLaw
+from diagnostics.weights.power_law import power_law as power_law
+from diagnostics.weights.spectra import weight_spectra as weight_spectra
+from diagnostics.weights.table import MatrixSpectrum as MatrixSpectrum
+from diagnostics.weights.table import WeightSpectra as WeightSpectra

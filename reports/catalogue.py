@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from probes.run import Run
-from reports import churn, opposing, plasticity, ranks, training, weights
+from reports import churn, opposing, plasticity, ranks, training
 from reports.attention import chapter as attention
 from reports.chapter import Chapter
 from reports.learning_rate import chapter as learning_rate
@@ -21,6 +21,7 @@ from reports.stability import (
     sharpness,
 )
 from reports.units import chapter as units
+from reports.weights import chapter as weights
 
 CHAPTERS: dict[str, Callable[[Run], Chapter]] = {
     "sharpness": sharpness.read,

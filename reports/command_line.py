@@ -25,11 +25,11 @@ NAMED = (
     *("gradient_curvature", "spectrum", "sharpening", "ascent", "batch_ladder", "gradient_flow"),
     *("noise_scale", "gradient_alignment", "opposing", "attention", "ranks", "plasticity"),
 )
-PROBES = ("sharpness", "learning_rate", "units", *NAMED)
+PROBES = ("sharpness", "learning_rate", "units", "weights", *NAMED)
 
 _EPILOG = """\
 diagnose runs/a                       report on a run that a Monitor wrote
-diagnose checkpoint.pt                what the bytes say: finite, sizes, step, optimizer
+diagnose checkpoint.pt                what the bytes say: finite, sizes, spectra, step
 diagnose checkpoint.pt --task task.py curvature, stability, rates and units too
 diagnose demo                         train on embedded data with probes, then report
 

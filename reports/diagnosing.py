@@ -41,6 +41,7 @@ def diagnose(options: argparse.Namespace, only: Collection[str] | None) -> Repor
             only=only,
             device=options.device,
             progress=bar.stage,
+            part=bar.part,
         )
     return Report(compose(run, str(path), only), run)
 

@@ -26,6 +26,10 @@ class Bar:
         self._progress.update(self._task, completed=self._begun, description=text)
         self._begun += 1
 
+    def part(self, share: float) -> None:
+        """So much of the present stage is done, 0 to 1."""
+        self._progress.update(self._task, completed=self._begun - 1 + share)
+
     def to(self, done: int) -> None:
         """So much is done."""
         self._progress.update(self._task, completed=done)

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from torch import Tensor
 
 from diagnostics.curvature.draws import drawn_type, random_stream
@@ -257,7 +257,7 @@ def _widening(draws: int, skewness: float = 0.0) -> float:
     Skewed draws, as where one eigenvalue outweighs the rest, have a mean and a scatter that come out small together:
     Johnson (1978) moves the interval, here both ends give way as far as the worse one has to.
     """
-    quantile = float(student.ppf(0.975, draws - 1))
+    quantile = float(stdtrit(draws - 1, 0.975))
     return (quantile + abs(skewness) * (1 + 2 * quantile**2) / (6 * math.sqrt(draws))) / NORMAL_95
 
 

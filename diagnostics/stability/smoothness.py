@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy
 from scipy.optimize import nnls
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from torch import Tensor
 
 from diagnostics.errors import DiagnosticsError
@@ -168,4 +168,4 @@ def _jackknife(design: numpy.ndarray, bends: numpy.ndarray) -> numpy.ndarray:
         fits.append(numpy.linalg.lstsq(design[rest], bends[rest], rcond=None)[0])
     scatter = numpy.stack(fits)
     errors: numpy.ndarray = numpy.sqrt((BLOCKS - 1) * numpy.square(scatter - scatter.mean(axis=0)).mean(axis=0))
-    return errors * float(student.ppf(0.975, BLOCKS - 1)) / 1.96
+    return errors * float(stdtrit(BLOCKS - 1, 0.975)) / 1.96

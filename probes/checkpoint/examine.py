@@ -17,6 +17,9 @@ from probes.attention import AttentionHeads
 from probes.batch_ladder import BatchLadder
 from probes.checkpoint.contents import Checkpoint
 from probes.checkpoint.load import load_checkpoint
+from probes.checkpoint.matrices import spectrum_readings
+from probes.checkpoint.resident import let_go
+from probes.checkpoint.saved_state import adam_readings, gain_readings
 from probes.checkpoint.state import state_tensors
 from probes.checkpoint.task import build_task
 from probes.checkpoint.weights import survey
@@ -55,6 +58,7 @@ def examine(
     only: Collection[str] | None = None,
     device: str | None = None,
     progress: Progress = lambda stage: None,
+    part: Callable[[float], None] = lambda share: None,
 ) -> Run:
     """Open a checkpoint and measure what can be measured; the result is a Run with one step.
 
@@ -69,6 +73,7 @@ def examine(
         only: probes wanted, by name; None for all.
         device: see ``build_task``.
         progress: told what is being done, before each stage.
+        part: told the share of a long stage that is done, 0 to 1.
 
     Raises:
         DiagnosticsError: the file or the task cannot be used.
@@ -79,6 +84,16 @@ def examine(
     progress("surveying tensors")
     records = [*_weights(checkpoint, step), *_optimizer_state(checkpoint, step)]
     arrays: dict[tuple[str, str], numpy.ndarray] = {}
+
+    def record(probe: str, reading: Reading) -> None:
+        records.append(to_record(probe, step, reading))
+        if reading.array is not None:
+            arrays[probe, array_key(records[-1])] = reading.array
+
+    if _matrices(only):
+        progress("decomposing matrices")
+        for reading in _by_themselves(checkpoint, part):
+            record("weights", reading)
     header = _header(checkpoint, task)
     if task is not None:
         progress("building the task")
@@ -93,21 +108,23 @@ def examine(
             for reading in _measure(probe, objective, optimizer, step):
                 if reading.name in PARTS.get(probe.name, {}):
                     progress(f"measuring {PARTS[probe.name][reading.name]}")
-                records.append(to_record(probe.name, step, reading))
-                if reading.array is not None:
-                    arrays[probe.name, array_key(records[-1])] = reading.array
+                record(probe.name, reading)
     else:
-        for name in only or ():
+        for name in sorted({*(only or ())} - {"weights"}):
             reading = Reading("measurement", None, status="skipped", note="it needs the model and loss: --task FILE.py")
-            records.append(to_record(name, step, reading))
+            record(name, reading)
     return Run(header, records, arrays=arrays)
 
 
 def stages(task: str | None, only: Collection[str] | None) -> int:
     """How many stages ``examine`` will report, for a progress bar."""
     if task is None:
-        return 2
-    return 3 + sum(1 + len(PARTS.get(probe.name, {})) for probe in _probes(only))
+        return 2 + _matrices(only)
+    return 3 + _matrices(only) + sum(1 + len(PARTS.get(probe.name, {})) for probe in _probes(only))
+
+
+def _matrices(only: Collection[str] | None) -> bool:
+    return only is None or "weights" in only
 
 
 def _probes(only: Collection[str] | None) -> list[Probe]:
@@ -133,7 +150,7 @@ def _measure(probe: Probe, objective: Objective, optimizer: Optimizer | None, st
 
 
 def _weights(checkpoint: Checkpoint, step: int) -> Iterable[Record]:
-    for row in survey(checkpoint.parameters):
+    for row in survey(checkpoint.parameters, let_go):
         note = row.note or None
         for name in ("elements", "norm", "rms", "max_abs", "zeros", "non_finite"):
             value = getattr(row, name)
@@ -141,12 +158,19 @@ def _weights(checkpoint: Checkpoint, step: int) -> Iterable[Record]:
             yield to_record("weights", step, reading)
 
 
+def _by_themselves(checkpoint: Checkpoint, part: Callable[[float], None]) -> Iterable[Reading]:
+    yield from spectrum_readings(checkpoint.parameters, part)
+    yield from gain_readings(checkpoint.parameters)
+    if checkpoint.optimizer is not None:
+        yield from adam_readings(checkpoint.optimizer)
+
+
 def _optimizer_state(checkpoint: Checkpoint, step: int) -> Iterable[Record]:
     """How many values of the optimizer's state are not finite: they outlive weights that have been repaired."""
     if checkpoint.optimizer is None:
         return
     # One tensor at a time, so that a state larger than memory can be surveyed too.
-    rows = [row for name, tensor in state_tensors(checkpoint.optimizer) for row in survey({name: tensor})]
+    rows = [row for name, tensor in state_tensors(checkpoint.optimizer) for row in survey({name: tensor}, let_go)]
     read = [row for row in rows if row.non_finite is not None]
     total = sum(row.non_finite or 0 for row in read)
     notes = [f"{len(read)} tensors of the optimizer's state"]

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from torch import Tensor
 
 from probes.checkpoint.archive import read_record, records
 from probes.checkpoint.claims import check_expansion, check_records, check_total
@@ -45,8 +46,8 @@ _PROGRAMS = {
 def load_checkpoint(path: str | Path, *, trust: bool = False, allow: Sequence[str] = ()) -> Checkpoint:
     """Open a checkpoint on the CPU and find the model, the optimizer and the step in it.
 
-    A torch.save archive is memory mapped: its tensors are read when they are used, so it must not be overwritten
-    while they are.
+    Zip archives and safetensors files are memory mapped: their tensors are read when they are used, so the file must
+    not be overwritten while they are.
 
     Args:
         path: a file from torch.save, with or without zip, or a safetensors file, whatever it is called.
@@ -70,11 +71,17 @@ def load_checkpoint(path: str | Path, *, trust: bool = False, allow: Sequence[st
     with _one_clear_error(path), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         kind = sniff(path)
-        loaded = load_file(path) if kind is Format.SAFETENSORS else _load_pickle(path, kind, trust, allow)
+        loaded = _map_safetensors(path) if kind is Format.SAFETENSORS else _load_pickle(path, kind, trust, allow)
         notes = tuple(dict.fromkeys(f"torch warned: {printable(warning.message)}" for warning in caught))
         checkpoint = find_contents(path, kind, loaded, notes)
         check_expansion(path, checkpoint.parameters)
     return checkpoint
+
+
+def _map_safetensors(path: Path) -> dict[str, Tensor]:
+    # The library's own load_file goes through all of the file at once.
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
 
 
 def _load_pickle(path: Path, kind: Format, trust: bool, allow: Sequence[str]) -> Any:

@@ -8,7 +8,7 @@ the pieces are joined with `hypot`, so neither 1e200 nor 1e-200 in a float64 ten
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -48,7 +48,9 @@ class TensorSurvey:
     note: str = ""
 
 
-def survey(parameters: Mapping[str, Tensor]) -> list[TensorSurvey]:
+def survey(
+    parameters: Mapping[str, Tensor], read: Callable[[Tensor], None] = lambda tensor: None
+) -> list[TensorSurvey]:
     """Survey each tensor, one at a time, without changing it.
 
     Integers and booleans are taken as numbers, complex values by their magnitude. Sparse, quantised and meta tensors
@@ -56,6 +58,7 @@ def survey(parameters: Mapping[str, Tensor]) -> list[TensorSurvey]:
 
     Args:
         parameters: tensors by name, such as `Checkpoint.parameters`.
+        read: called with a tensor whenever some of it has been read, for those who hold a mapped file.
 
     Returns:
         one row per tensor, in their order.
@@ -64,10 +67,10 @@ def survey(parameters: Mapping[str, Tensor]) -> list[TensorSurvey]:
     >>> row.non_finite, row.zeros, row.norm, row.max_abs
     (1, 0.25, 5.0, 4.0)
     """
-    return [_survey(name, tensor) for name, tensor in parameters.items()]
+    return [_survey(name, tensor, read) for name, tensor in parameters.items()]
 
 
-def _survey(name: str, tensor: Tensor) -> TensorSurvey:
+def _survey(name: str, tensor: Tensor, read: Callable[[Tensor], None]) -> TensorSurvey:
     dtype = str(tensor.dtype).removeprefix("torch.")
     if tensor.is_nested:
         return TensorSurvey(name, (), dtype, 0, note="nested tensors are not surveyed")
@@ -90,6 +93,7 @@ def _survey(name: str, tensor: Tensor) -> TensorSurvey:
             largest = max(largest, peak)
             if peak:
                 norm = math.hypot(norm, peak * float(torch.linalg.vector_norm(magnitudes.div_(peak))))
+            read(tensor)
     except (RuntimeError, NotImplementedError, TypeError) as error:
         note = f"could not be read as numbers: {printable(error)}"
         return TensorSurvey(name, shape, dtype, elements, note=note)

@@ -1,0 +1,1 @@
+"""Reading weights by themselves: what a checkpoint says with nothing else known."""
