@@ -339,6 +339,8 @@ def test_inner_products_of_sums_on_both_routes(what: str, tokens: bool, monkeypa
     rows = torch.cat([sum(one.rows(30) for one in some) for some in (first, second)])
     torch.testing.assert_close(contractions.squared_norms(first, 30), rows[:3].square().sum(1))
     torch.testing.assert_close(contractions.squared_norms(joined(second), 30), rows[3:].square().sum(1))
+    built = contractions.norms_and_sum(joined(first), 30)
+    torch.testing.assert_close(built, (rows[:3].square().sum(1), rows[:3].sum(0)))
     torch.testing.assert_close(contractions.gram_of([first, second], 30), rows @ rows.T)
     torch.testing.assert_close(contractions.gram_of([joined(first), joined(second)], 30), rows @ rows.T)
     vector = torch.randn(30, dtype=torch.float64)
