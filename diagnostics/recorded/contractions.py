@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from diagnostics.recorded.contributions import (
+    LARGE,
+    PIECE,
     Contribution,
     Convolved,
     Direct,
@@ -28,6 +30,12 @@ from diagnostics.recorded.contributions import (
     total_of,
 )
 
+BUILT = 26
+"""Products that take as long as it takes to write and read again one number of a gradient; seen on the CPU."""
+
+SHORTEST_STRIP = 128
+"""Tokens whose products with all that follow are taken at once: with fewer, they would take as long as with these."""
+
 
 def is_cheaper_by_tokens(contributions: Sequence[Contribution], size: int, others: int = 1) -> bool:
     """Whether inner products over tokens cost less than the gradients would.
@@ -37,30 +45,47 @@ def is_cheaper_by_tokens(contributions: Sequence[Contribution], size: int, other
         size: of the parameter.
         others: with how many examples each is multiplied: itself alone for a norm.
     """
-    tokens = made = sides = 0
-    for one in contributions:
-        if isinstance(one, Direct):
-            return False
-        if isinstance(one, Lookup):
-            tokens, made, sides = tokens + one.ids.shape[1], made + size, max(sides, one.values.shape[2] + 1)
-        else:
-            groups, length, height, width = one.extent()
-            if groups > 1 and len(contributions) > 1:
-                return False
-            tokens, made, sides = tokens + length, made + length * size, max(sides, groups * (height + width))
+    if not _has_tokens(contributions):
+        return False
+    tokens, made, sides = _extent(contributions, size)
     return others * tokens**2 * sides <= made + others * size
 
 
+def _has_tokens(contributions: Sequence[Contribution]) -> bool:
+    """Whether inner products over tokens are known."""
+    several = len(contributions) > 1
+    return not any(
+        isinstance(one, Direct) or (several and not isinstance(one, Lookup) and one.extent()[0] > 1)
+        for one in contributions
+    )
+
+
+def _extent(contributions: Sequence[Contribution], size: int) -> tuple[int, int, int]:
+    """Tokens, products for one gradient, and products for the inner product of two tokens."""
+    tokens = made = sides = 0
+    for one in contributions:
+        if isinstance(one, Lookup):
+            tokens, made, sides = tokens + one.ids.shape[1], made + size, max(sides, one.values.shape[2] + 1)
+        elif not isinstance(one, Direct):
+            groups, length, height, width = one.extent()
+            tokens, made, sides = tokens + length, made + length * size, max(sides, groups * (height + width))
+    return tokens, made, sides
+
+
 def is_built(contributions: Sequence[Contribution], size: int) -> bool:
-    """Whether norms of gradients are taken of the gradients themselves."""
+    """Whether gradients are built for their norms, where their sum is wanted as well and is then had with them."""
     if len(contributions) == 1 and isinstance(contributions[0], Lookup):
         return False
-    return not is_cheaper_by_tokens(contributions, size)
+    if not _has_tokens(contributions):
+        return True
+    tokens, _, sides = _extent(contributions, size)
+    return tokens**2 * sides > BUILT * size
 
 
 def squared_norms(contributions: Sequence[Contribution], size: int) -> Tensor:
     """‖g_i‖², (N,), in float64."""
-    if not is_built(contributions, size):
+    one = contributions[0]
+    if is_cheaper_by_tokens(contributions, size) or (len(contributions) == 1 and isinstance(one, Lookup)):
         alone = len(contributions) == 1
         contributions = [
             (one.jumbled() if alone else one.outer()) if isinstance(one, Convolved) else one for one in contributions
@@ -74,13 +99,32 @@ def squared_norms(contributions: Sequence[Contribution], size: int) -> Tensor:
 
 def norms_and_sum(contributions: Sequence[Contribution], size: int) -> tuple[Tensor, Tensor]:
     """‖g_i‖², (N,), in float64, and Σ g_i, (P,), of gradients that are built."""
+    one = contributions[0]
+    if len(contributions) == 1 and isinstance(one, Outer) and size >= LARGE and one.extent()[0] == 1:
+        return _one_by_one(one)
     norms: list[Tensor] = []
     total: Tensor | None = None
     for block in in_blocks(contributions, size):
         norms.append(squares_of(block))
-        total = block.sum(0) if total is None else total.double().add_(block.sum(0))
+        precise = torch.promote_types(block.dtype, torch.float32)
+        added = block[0] if len(block) == 1 else block.sum(0, dtype=precise)
+        total = added.to(precise, copy=True) if total is None else total.add_(added)
     assert total is not None
     return norms[0] if len(norms) == 1 else torch.cat(norms), in_order(contributions, total)
+
+
+def _one_by_one(one: Outer) -> tuple[Tensor, Tensor]:
+    """``norms_and_sum`` of large gradients, each written over the one before: memory that the cache holds."""
+    _, _, height, width = one.extent()
+    made = one.left.new_empty(height, width)
+    pieces = made.view(-1, PIECE) if made.numel() % PIECE == 0 else made
+    total = torch.zeros_like(made, dtype=torch.promote_types(made.dtype, torch.float32))
+    norms = []
+    for left, right in zip(one.left.squeeze(1).mT.unbind(), one.right.squeeze(1).unbind(), strict=True):
+        torch.mm(left, right, out=made)
+        norms.append(torch.linalg.vector_norm(pieces, dim=1, dtype=total.dtype))
+        total.add_(made)
+    return torch.stack(norms).double().square().sum(1), total.flatten()
 
 
 def dots(contributions: Sequence[Contribution], vector: Tensor) -> Tensor:
@@ -95,7 +139,20 @@ def _own(one: Contribution) -> Tensor:
     if one.left.shape[2] == 1:
         left, right = (squares_of(side.flatten(0, 2)) for side in (one.left, one.right))
         return (left * right).view(one.left.shape[:2]).sum(1)
-    return between_own(one, one)
+    return _token_norms(one)
+
+
+def _token_norms(one: Outer) -> Tensor:
+    """Every pair of tokens once, in strips: what lies off the diagonal counts twice."""
+    tokens = one.left.shape[2]
+    step = max(SHORTEST_STRIP, -(-tokens // 4))
+    total = torch.zeros(len(one.left), dtype=torch.float64, device=one.left.device)
+    for at in range(0, tokens, step):
+        left, right = (side[:, :, at : at + step] @ side[:, :, at:].mT for side in (one.left, one.right))
+        products = left.mul_(right)
+        products[..., step:].mul_(2.0)
+        total += products.flatten(1).sum(1, dtype=torch.float64)
+    return total
 
 
 def between_own(one: Contribution, other: Contribution) -> Tensor:

@@ -23,6 +23,9 @@ BLOCK_BYTES = 2**22
 """What is materialised at once, in gradients or in windows: as much as the caches hold, or memory is all one waits for.
 """
 
+LARGE = 2**14
+"""Parameters whose gradients are products of their own: in a batch of products, large ones take twice as long."""
+
 MANY_POSITIONS = 128
 """From how many on a convolution in groups is quicker than a product with windows."""
 
@@ -51,11 +54,17 @@ class Outer:
 
     def rows(self, size: int) -> Tensor:
         """The gradients, (N, P)."""
-        if self.left.shape[2] == 1:
+        count, (groups, tokens, height, width) = len(self.left), self.extent()
+        if tokens == 1:
             product = self.left.squeeze(2).unsqueeze(-1) * self.right.squeeze(2).unsqueeze(-2)
-        else:
-            product = self.left.transpose(-1, -2) @ self.right
-        return product.reshape(len(self.left), size)
+            return product.reshape(count, size)
+        left, right = self.left.reshape(-1, tokens, height).mT, self.right.reshape(-1, tokens, width)
+        if size < LARGE:
+            return torch.bmm(left, right).view(count, size)
+        products = left.new_empty(count * groups, height, width)
+        for one, other, product in zip(left.unbind(), right.unbind(), products.unbind(), strict=True):
+            torch.mm(one, other, out=product)
+        return products.view(count, size)
 
     def dots(self, vector: Tensor) -> Tensor:
         """⟨g_i, v⟩, (N,)."""
@@ -247,9 +256,9 @@ def in_blocks(contributions: Sequence[Contribution], size: int) -> Iterator[Tens
     step = max(1, BLOCK_BYTES // (8 * size))
     for at in range(0, count_of(contributions), step):
         some = [one.part(slice(at, at + step)) for one in contributions]
-        one = some[0]
-        alone = len(some) == 1 and isinstance(one, Convolved)
-        yield one.rows_in_any_order(size) if alone else materialised(some, size)
+        first = some[0]
+        alone = len(some) == 1 and isinstance(first, Convolved)
+        yield first.rows_in_any_order(size) if alone else materialised(some, size)
 
 
 def in_order(contributions: Sequence[Contribution], jumbled: Tensor) -> Tensor:

@@ -340,6 +340,8 @@ def test_inner_products_of_sums_on_both_routes(what: str, tokens: bool, monkeypa
     rows = torch.cat([sum(one.rows(30) for one in some) for some in (first, second)])
     torch.testing.assert_close(contractions.squared_norms(first, 30), rows[:3].square().sum(1))
     torch.testing.assert_close(contractions.squared_norms(joined(second), 30), rows[3:].square().sum(1))
+    built = contractions.norms_and_sum(joined(first), 30)
+    torch.testing.assert_close(built, (rows[:3].square().sum(1), rows[:3].sum(0)))
     for some in ([first, second], [joined(first), joined(second)]):
         batches = [(torch.arange(3), some[0]), (3 + torch.arange(3), some[1])]
         for most in (6, 3, 2):
