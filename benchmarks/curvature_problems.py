@@ -137,7 +137,7 @@ def _sentences(count: int) -> Batch:
 
 
 def problem(name: str, device: str, batches: int = 8) -> Problem:
-    """One of ``NAMES`` or "GroupNorm CNN", after thirty steps of Adam: at initialisation the spectrum has no outliers to speak of."""
+    """One of ``NAMES`` or "GroupNorm CNN", after thirty steps of Adam: at first the spectrum has no outliers."""
     torch.manual_seed(0)
     model, draw, size = {
         "MLP": (_mlp, _clusters(784), 512),

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -29,7 +29,7 @@ LARGE = 2**14
 MANY_POSITIONS = 128
 """From how many on a convolution in groups is quicker than a product with windows."""
 
-WEIGHT_GRADIENTS = {1: conv1d_weight, 2: conv2d_weight, 3: conv3d_weight}
+WEIGHT_GRADIENTS: dict[int, Callable[..., Tensor]] = {1: conv1d_weight, 2: conv2d_weight, 3: conv3d_weight}
 """Of a convolution's weight, by the dimensions of space."""
 
 PIECE = 1024
@@ -132,7 +132,8 @@ class Convolved:
     def in_order(self, jumbled: Tensor) -> Tensor:
         """Windows (..., c), or whole gradients (..., P), with their entries as in the weight."""
         places, width = prod(self.kernel), self.extent()[3]
-        return jumbled.unflatten(-1, (-1, places, width // places)).transpose(-1, -2).flatten(-3)
+        ordered: Tensor = jumbled.unflatten(-1, (-1, places, width // places)).transpose(-1, -2).flatten(-3)
+        return ordered
 
     def pieces(self) -> Iterator[Outer]:
         """All windows in jumbled order, of some examples at a time."""
@@ -252,13 +253,15 @@ def materialised(contributions: Sequence[Contribution], size: int) -> Tensor:
 
 
 def in_blocks(contributions: Sequence[Contribution], size: int) -> Iterator[Tensor]:
-    """The gradients of one parameter, (n, P), of some examples at a time, all jumbled in the same way (``in_order``)."""
+    """The gradients of one parameter, (n, P), of some examples at a time, all jumbled alike (``in_order``)."""
     step = max(1, BLOCK_BYTES // (8 * size))
     for at in range(0, count_of(contributions), step):
         some = [one.part(slice(at, at + step)) for one in contributions]
         first = some[0]
-        alone = len(some) == 1 and isinstance(first, Convolved)
-        yield first.rows_in_any_order(size) if alone else materialised(some, size)
+        if len(some) == 1 and isinstance(first, Convolved):
+            yield first.rows_in_any_order(size)
+        else:
+            yield materialised(some, size)
 
 
 def in_order(contributions: Sequence[Contribution], jumbled: Tensor) -> Tensor:
@@ -285,7 +288,8 @@ def squares_of(rows: Tensor) -> Tensor:
     count, width = rows.shape
     precise = torch.promote_types(rows.dtype, torch.float32)
     if width <= PIECE:
-        return torch.linalg.vector_norm(rows, dim=1, dtype=precise).double().square()
+        short: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=precise).double().square()
+        return short
     even = width - width % PIECE
     parts = [rows[:, :even].reshape(count, -1, PIECE), rows[:, even:].reshape(count, 1, -1)]
     norms = torch.cat([torch.linalg.vector_norm(part, dim=2, dtype=precise) for part in parts], dim=1)

@@ -42,8 +42,17 @@ def zero_rows(run: Run) -> list[Finding]:
 
 
 def repeated_rows(run: Run) -> list[Finding]:
-    """A warning where a notable share of a matrix's rows repeats another row."""
-    found = _notable(run, "repeated_rows")
+    """A warning where a notable share of a matrix's rows repeats another row.
+
+    A table in which all rows are one, and which is not called a weight, is a design: state-space models start so.
+    """
+    shapes = (run.header.get("model") or {}).get("shapes", {})
+    counts = latest(run, "repeated_rows")
+    found = {
+        matrix: share
+        for matrix, share in _notable(run, "repeated_rows").items()
+        if "weight" in matrix.rpartition(".")[2] or counts[matrix] < shapes[matrix][0] - 1
+    }
     if not found:
         return []
     share, claim = _claim(run, found, "repeated_rows")

@@ -201,7 +201,7 @@ class Experts(nn.Module):
         lambda x: F.softmax(x[:, None], dim=2) @ torch.ones(5, 2),
         lambda x: F.log_softmax(x[:, None], dim=-1) @ torch.ones(5, 2),
     ],
-    ids=str,
+    ids=["experts", "not the keys", "no product", "over queries", "logarithm"],
 )
 def test_other_softmaxes_are_no_attention(function: Any) -> None:
     class Model(nn.Module):

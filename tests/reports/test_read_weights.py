@@ -108,6 +108,11 @@ def test_repeated_rows_are_named(constant: bool, tmp_path: Path) -> None:
     assert finding.level == "warn"
 
 
+def test_a_table_of_one_row_over_and_over_is_a_design(tmp_path: Path) -> None:
+    """The state matrix of a state-space model starts as log(1, ..., N) for every channel."""
+    assert set(_findings(tmp_path, {"mixer.A_log": torch.arange(1.0, 17).log().expand(64, 16).clone()})) == QUIET
+
+
 def test_half_precision_overflow_and_vanishing(tmp_path: Path) -> None:
     model = _mlp()
     with torch.no_grad():
