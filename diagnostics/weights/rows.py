@@ -20,6 +20,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from diagnostics.weights.blocks import BLOCK, Done, as_matrix, nothing, row_blocks
+from diagnostics.weights.row_pairs import near_pairs
 
 ALIKE = 0.9999
 SHORTEST = 8
@@ -74,7 +75,7 @@ def read_rows(weight: Tensor, row_gram: Tensor | None = None, done: Done = nothi
         return Rows(zero, None, f"more than {MOST_ROWS:,} rows, or rows of more than {LONGEST:,} numbers")
     candidates = _candidates(matrix, norms, done)
     if candidates is None:
-        return Rows(zero, None, f"more than {MOST_PAIRS:,} pairs of rows are nearly alike")
+        return Rows(zero, None, "too many rows are nearly alike to compare all of them")
     return Rows(zero, _repeated(rows, _confirmed(matrix, norms, candidates, done)))
 
 
@@ -98,8 +99,6 @@ def _alike_by_gram(gram: Tensor) -> numpy.ndarray:
 
 
 def _candidates(matrix: Tensor, norms: Tensor, done: Done) -> numpy.ndarray | None:
-    from diagnostics.weights.row_pairs import near_pairs
-
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(matrix.shape[1], DIRECTIONS, generator=generator, dtype=torch.float64)
     directions /= torch.linalg.vector_norm(directions, dim=0)
