@@ -8,6 +8,7 @@ incoming weights only whether they have a gradient at all is kept.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -54,7 +55,8 @@ def differentiated_pass(
         incoming.extend((tally, source) for source in site.incoming)
         tally.followed &= bool(site.incoming)
         if isinstance(site, Site) and site.output.requires_grad and weight:
-            site.output.register_hook(lambda gradient: _add(tally, gradient, site.axis, weight))
+            # A hook that knew the site would keep its output alive, and that the hook.
+            site.output.register_hook(partial(_add, tally, site.axis, weight))
             hooked.append(site.place)
 
     arrived: list[Tensor] = []
@@ -85,7 +87,7 @@ def differentiated_pass(
     return ""
 
 
-def _add(tally: Tally, gradient: Tensor, axis: int, weight: float) -> None:
+def _add(tally: Tally, axis: int, weight: float, gradient: Tensor) -> None:
     by_unit = gradient.detach().movedim(axis, -1).reshape(-1, gradient.shape[axis])
     tally.gradient += weight * by_unit.abs().double().sum(0).cpu()
 

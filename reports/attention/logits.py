@@ -22,6 +22,9 @@ DIVERGING = 1e4
 GROWN = 3.0
 """Times the first value."""
 
+ALONE = 10 * CAPPED
+"""Where one measurement is all there is, growth cannot be seen, and only this is too large to be usual."""
+
 _MEANING = (
     "With logits this large the softmax looks at one key and lets almost no gradient through; queries and keys then "
     "grow on, and the loss diverges."
@@ -42,7 +45,7 @@ def logits(run: Run) -> list[Finding]:
     worst = max(values, key=lambda layer: values[layer])
     series = run.series(PROBE, "max_logit", worst)
     first, size = float(series.values[numpy.isfinite(series.values)][0]), values[worst]
-    grown = len(series) > 1 and size >= GROWN * max(first, 1.0)
+    grown = size >= GROWN * max(first, 1.0) if len(series) > 1 else size >= ALONE
     level: Level = "fail" if size >= DIVERGING else "warn" if size >= CAPPED and grown else "ok"
     since = f", from {format_value(first)} at step {int(series.steps[0])}" if len(series) > 1 else ""
     return [
@@ -51,7 +54,8 @@ def logits(run: Run) -> list[Finding]:
             level=level,
             claim=f"The largest attention logit is {format_value(size)}, in {short(worst)}{since}.",
             value=exact(size, method_of(last[worst])),
-            threshold=f"{CAPPED:g} after growing {GROWN:g}-fold; {DIVERGING:,.0f} is a failure",
+            threshold=(f"{CAPPED:g} after growing {GROWN:g}-fold" if len(series) > 1 else f"{ALONE:,.0f}")
+            + f"; {DIVERGING:,.0f} is a failure",
             meaning=_MEANING if level != "ok" else "Logits of q·k/√d up to some tens are usual.",
             advice=_ADVICE if level != "ok" else (),
             evidence=("attention-logits",) if len(series) > 1 else (),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy
@@ -77,6 +78,23 @@ def test_a_run_holds_it_and_is_the_same_bit_for_bit(folder: Path) -> None:
     assert run.series("attention", "log_z").steps.tolist() == [0, 2, 4]
     last = run.last("attention", "relative_entropy", "encoder.layers.0.self_attn")
     assert run.array(last).shape == (2,)
+
+
+def test_tensors_alive_do_not_grow_with_measurements() -> None:
+    """Counted with the cycle collector off: scores on a GPU must not wait for it."""
+    model, objective, _, _ = _parts()
+
+    def alive() -> int:
+        list(AttentionHeads().measure(Moment(0, model, None, objective)))
+        return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
+
+    alive()
+    gc.collect()
+    gc.disable()
+    try:
+        assert alive() == alive() == alive()
+    finally:
+        gc.enable()
 
 
 def test_what_cannot_be_had_says_why(toy: Toy) -> None:

@@ -41,6 +41,7 @@ def _logits(*values: float) -> Run:
         ((2.0, 400.0, 20_000.0), "fail"),
         ((20_000.0,), "fail"),
         ((500.0,), "ok"),
+        ((2000.0,), "warn"),
     ],
 )
 def test_the_largest_logit_and_its_growth(values: tuple[float, ...], level: str) -> None:
