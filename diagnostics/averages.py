@@ -60,7 +60,7 @@ def mean(values: Sequence[float], how: str, *, everything: bool = False) -> Esti
         return exact(float(drawn.mean()), how)
     if len(drawn) < 2:
         return Estimate(float(drawn.mean()), math.inf, "standard error", how)
-    error = _reach(drawn) * float(drawn.std(ddof=1)) / math.sqrt(len(drawn))
+    error = _reach(drawn) * deviation(drawn) / math.sqrt(len(drawn) * (len(drawn) - 1))
     return Estimate(float(drawn.mean()), error, "standard error", how)
 
 
@@ -78,8 +78,21 @@ def quotient(above: Sequence[float], below: Sequence[float], how: str, *, everyt
     if count < 2:
         return Estimate(value, math.inf, "standard error", how)
     without = (tops.sum() - tops) / (bottoms.sum() - bottoms)
-    error = math.sqrt((count - 1) / count * float(numpy.square(without - without.mean()).sum()))
+    error = math.sqrt((count - 1) / count) * deviation(without)
     return Estimate(value, _reach(-without) * error, "standard error", how)
+
+
+def deviation(values: Draws) -> float:
+    """√Σ(x − x̄)², for numbers of any size: squares of gradients are no longer numbers where these are 1e±80.
+
+    Example:
+        >>> values = numpy.array([1.0, 1.0, 5.0, 5.0])
+        >>> deviation(values), round(deviation(1e200 * values) / 1e200, 9)
+        (4.0, 4.0)
+    """
+    away = values - values.mean()
+    size = float(numpy.abs(away).max(initial=0.0))
+    return size * math.sqrt(float(numpy.square(away / size).sum())) if 0.0 < size < math.inf else size
 
 
 def tail_warning(values: Sequence[float], batch_size: int) -> str:
@@ -100,8 +113,11 @@ def _reach(drawn: Draws) -> float:
     count, z = len(drawn), 1.96
     quantile = float(stdtrit(count - 1, 0.975))
     away = drawn - drawn.mean()
-    variance = float(numpy.square(away).mean())
-    if variance > 0.0:
+    size = float(numpy.abs(away).max())
+    if 0.0 < size < math.inf:
+        # Moments are compared with powers of each other, which are none where draws are very small or large.
+        away = away / size
+        variance = float(numpy.square(away).mean())
         skewness = float((away**3).mean()) / variance**1.5
         kurtosis = float((away**4).mean()) / variance**2 - 3.0
         missing = skewness**2 / 18 * (z**5 + 2 * z**3 - 3 * z) - kurtosis / 12 * (z**3 - 3 * z)

@@ -23,7 +23,7 @@ from diagnostics.averages import Draws
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, exact, listing
 from diagnostics.noise.from_examples import jackknifed
-from diagnostics.noise.gram import GradientGram, gram_matrix
+from diagnostics.noise.gram import GradientGram, gram_matrix, mean_square_of
 from diagnostics.objective import Objective
 
 FEWEST = 4
@@ -95,10 +95,10 @@ def gradient_alignment(source: Objective | GradientGram) -> GradientAlignment:
     lowest = float(cosines[first, second])
     numpy.fill_diagonal(cosines, 0.0)
     below = (cosines < 0).astype(numpy.float64)
-    square = float(gram.mean())
+    square = mean_square_of(gram)
     diversity = (
         exact(float(gram.diagonal().mean()) / square, f"these {count} examples")
-        if square > 1e-15 * float(gram.diagonal().mean())
+        if square
         else Estimate(math.nan, math.nan, "exact", "the mean gradient is zero")
     )
     return GradientAlignment(

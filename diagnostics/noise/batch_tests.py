@@ -16,7 +16,7 @@ Source: Byrd et al. 2012 (norm); Bollapragada, Byrd & Nocedal, arXiv 1710.11258 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy
 
@@ -93,34 +93,37 @@ def batch_size_tests(source: Objective | GradientGram, *, theta: float = THETA, 
             "there are too few examples", given=f"{count}", expected=f"some hundreds, at least {FEWEST}"
         )
     how = f"{count} examples"
+    # Numbers of examples do not depend on the unit of gradients, and the fourth power of most is no number.
+    gram = gram / (float(gram.diagonal().max()) or 1.0)
     own, along, square = gram.diagonal(), gram.mean(1), float(gram.mean())
     seen = parts_of(own, along, square, how)
     if not seen.ratio.determined:
         return BatchSizeTests(seen.ratio, seen.ratio, seen.ratio)
-    bounds = _bounds(float(own.mean()), square, float(along.var(ddof=1)), count, theta, nu)
-    others = numpy.stack([_without(gram, own, along, square, left, theta, nu) for left in range(count)])
-    return BatchSizeTests(
-        *(jackknifed(whole, others[:, index], how) for index, whole in enumerate(bounds)),
-    )
+    bounds = _bounds(float(own.mean()), square, float(along.var(ddof=1)), count)
+    others = numpy.stack([_without(gram, own, along, square, left) for left in range(count)])
+    found = [jackknifed(whole, others[:, index], how) for index, whole in enumerate(bounds)]
+    return BatchSizeTests(*(_allowed(one, size) for one, size in zip(found, (theta, theta, nu), strict=True)))
 
 
-def _without(gram: Draws, own: Draws, along: Draws, square: float, left: int, theta: float, nu: float) -> Draws:
+def _allowed(found: Estimate, size: float) -> Estimate:
+    return replace(found, value=found.value / size / size, error=found.error / size / size)
+
+
+def _without(gram: Draws, own: Draws, along: Draws, square: float, left: int) -> Draws:
     """The three bounds with one example left out."""
     count = len(own)
     kept = numpy.delete((count * along - gram[left]) / (count - 1), left)
     mean = (count**2 * square - 2 * count * along[left] + own[left]) / (count - 1) ** 2
     squares = (own.sum() - own[left]) / (count - 1)
-    return numpy.array(_bounds(float(squares), float(mean), float(kept.var(ddof=1)), count - 1, theta, nu))
+    return numpy.array(_bounds(float(squares), float(mean), float(kept.var(ddof=1)), count - 1))
 
 
-def _bounds(
-    squares: float, square: float, projected: float, count: int, theta: float, nu: float
-) -> tuple[float, float, float]:
-    """From mean ‖g_i‖², ‖ḡ‖² and Var⟨g_i, ḡ⟩."""
+def _bounds(squares: float, square: float, projected: float, count: int) -> tuple[float, float, float]:
+    """From mean ‖g_i‖², ‖ḡ‖² and Var⟨g_i, ḡ⟩; for θ = ν = 1."""
     trace = count / (count - 1) * (squares - square)
     signal = square - trace / count
     return (
-        trace / (theta**2 * signal),
-        projected / (theta**2 * signal**2),
-        (trace - projected / signal) / (nu**2 * signal),
+        trace / signal,
+        projected / signal**2,
+        (trace - projected / signal) / signal,
     )

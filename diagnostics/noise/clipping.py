@@ -18,14 +18,19 @@ import math
 from dataclasses import dataclass
 
 import numpy
+import torch
 
 from diagnostics.arguments import real_number, whole_number
 from diagnostics.averages import Draws, mean
+from diagnostics.curvature.draws import random_stream
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, exact, listing
 from diagnostics.noise.from_examples import parts_of
-from diagnostics.noise.gram import GradientGram, gram_matrix
+from diagnostics.noise.gram import GradientGram, gram_matrix, mean_square_of
 from diagnostics.objective import Objective
+
+ROUNDING = 1e-14
+"""Of ‖∇L‖²: what is left of a square whose part along ∇L was all of it."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -60,14 +65,14 @@ def clipping(
 
     Args:
         source: the loss, or its ``gradient_gram``.
-        max_norm: C, as given to ``clip_grad_norm_``.
+        max_norm: C, as given to ``clip_grad_norm_``; infinity clips nothing.
         batch_size: B; 1 is clipping of every example, as differential privacy does, and exact for these examples.
         draws: of batches, without replacement, where B is above 1.
         seed: of the draws.
 
     Raises:
         DiagnosticsError: a threshold that is not positive, a batch size that is not from 1 to N, fewer than 30 draws;
-            or as ``gradient_gram``.
+            a gradient that is zero; or as ``gradient_gram``.
 
     Source: arXiv 2006.15429.
 
@@ -78,15 +83,15 @@ def clipping(
         >>> float(found.rate), round(float(found.kept), 6)  # (3, 4) becomes (1.5, 2)
         (0.5, 0.5625)
     """
-    limit = real_number("max_norm is not positive", max_norm, "a number above 0", lambda value: 0 < value < math.inf)
+    limit = real_number("max_norm is not positive", max_norm, "a number above 0", lambda value: value > 0)
     size = whole_number("batch_size is not a number of examples", batch_size, "at least 1", 1)
     draws = whole_number("draws is not a number of batches", draws, "at least 30", 30)
     gram = gram_matrix(source)
     count = len(gram)
     if size > count:
         raise DiagnosticsError("batch_size is larger than the number of examples", given=f"{size} of {count}")
-    whole = float(gram.mean())
-    if not whole > 0.0:
+    whole = mean_square_of(gram)
+    if not whole:
         raise DiagnosticsError("the gradient is zero", expected="a gradient that clipping can turn")
     if size in (1, count):
         return _of_all(gram, limit, size, whole)
@@ -101,21 +106,22 @@ def _of_all(gram: Draws, limit: float, size: int, whole: float) -> Clipping:
     norms = numpy.sqrt(numpy.einsum("bi,ij,bj->b", rows, gram, rows)) if size > 1 else numpy.sqrt(gram.diagonal())
     change = ((_factors(norms, limit) - 1)[:, None] * rows).mean(0)
     bias, along = float(change @ gram @ change), float((change @ gram).mean()) / whole
+    across = change - along / count
     return Clipping(
         rate=exact(float((norms > limit).mean()), how),
         kept=exact(1 + along, how),
         bias=exact(math.sqrt(max(bias, 0.0) / whole), how),
-        sideways=exact(math.sqrt(max(bias / whole - along**2, 0.0)), how),
+        sideways=exact(math.sqrt(max(float(across @ gram @ across), 0.0) / whole), how),
         median_norm=exact(float(numpy.median(norms)), how),
     )
 
 
 def _of_draws(gram: Draws, limit: float, size: int, whole: float, draws: int, seed: int) -> Clipping:
-    count, random = len(gram), numpy.random.default_rng(seed)
+    count, random = len(gram), random_stream(seed)
     how = f"{draws} batches of {size} from {count} examples"
     rows = numpy.zeros((draws, count))
     for row in rows:
-        row[random.choice(count, size, replace=False)] = 1 / size
+        row[torch.randperm(count, generator=random)[:size].numpy()] = 1 / size
     inner = rows @ gram
     norms = numpy.sqrt((inner * rows).sum(1))
     lost = _factors(norms, limit) - 1
@@ -131,8 +137,8 @@ def _of_draws(gram: Draws, limit: float, size: int, whole: float, draws: int, se
     return Clipping(
         rate=_share(norms > limit, how),
         kept=mean((1 + along).tolist(), how),
-        bias=_root(bias, whole),
-        sideways=_root(across, whole),
+        bias=_root(bias, whole, bool(lost.any())),
+        sideways=_root(across, whole, bool(lost.any())),
         median_norm=_median(norms, how),
     )
 
@@ -150,10 +156,10 @@ def _share(hits: Draws, how: str) -> Estimate:
     return Estimate(share, math.sqrt(share * (1 - share) / (count - 1)), "standard error", how)
 
 
-def _root(square: Estimate, whole: float) -> Estimate:
+def _root(square: Estimate, whole: float, clipped: bool) -> Estimate:
     """The length of what has this square, relative to ∇L."""
-    if not square.interval()[0] > 0.0:
-        reason = "no batch was clipped" if square.error == 0.0 else "it is within its error of zero"
+    if not square.interval()[0] > ROUNDING * whole:
+        reason = "it is within its error of zero" if clipped else "no batch was clipped"
         return Estimate(math.nan, math.nan, "standard error", f"{reason}; {square.how}")
     value = math.sqrt(square.value / whole)
     return Estimate(value, square.error / (2 * value * whole), "standard error", square.how)

@@ -23,7 +23,8 @@ from scipy.special import stdtrit
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from diagnostics.averages import Draws
+from diagnostics.averages import Draws, deviation
+from diagnostics.batches import describe
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, exact
 from diagnostics.noise.from_examples import parts_of
@@ -149,7 +150,7 @@ def group_conflict(source: Objective | GradientGram, groups: Sequence[Any]) -> G
         1
     """
     gram = gram_matrix(source)
-    labels = [str(getattr(label, "item", lambda label=label: label)()) for label in groups]
+    labels = _labels(groups)
     if len(labels) != len(gram):
         raise DiagnosticsError(
             "groups do not fit the examples", given=f"{len(labels)} labels", expected=f"one for each of {len(gram)}"
@@ -173,6 +174,17 @@ def group_conflict(source: Objective | GradientGram, groups: Sequence[Any]) -> G
         },
         set(),
     )
+
+
+def _labels(groups: Any) -> list[str]:
+    try:
+        return [str(getattr(label, "item", lambda label=label: label)()) for label in groups]
+    except (TypeError, ValueError, RuntimeError) as problem:
+        raise DiagnosticsError(
+            "groups are not one label for each example",
+            given=f"{describe(groups)}; {problem}",
+            expected="a list, array or tensor (N,)",
+        ) from problem
 
 
 @dataclass(frozen=True)
@@ -220,8 +232,9 @@ def _cosine(one: _Group, other: _Group, signals: Mapping[str, Estimate], togethe
             return Estimate(math.nan, math.nan, "standard error", reason)
     inner, sizes = float(one.along[other.name].mean()), [signals[g.name].value for g in (one, other)]
     if together:
-        return exact(inner / math.sqrt(one.square() * other.square()), f"exactly these {len(one.squares)} examples")
-    value = inner / math.sqrt(sizes[0] * sizes[1])
+        whole = inner / math.sqrt(one.square()) / math.sqrt(other.square())
+        return exact(whole, f"exactly these {len(one.squares)} examples")
+    value = inner / math.sqrt(sizes[0]) / math.sqrt(sizes[1])
     counts = [len(one.squares), len(other.squares)]
     left = [
         (n * inner - group.along[another.name]) / (n - 1)
@@ -240,7 +253,7 @@ def _cosine(one: _Group, other: _Group, signals: Mapping[str, Estimate], togethe
 
 def _spread(without: Draws) -> float:
     count = len(without)
-    return math.sqrt((count - 1) / count * float(numpy.square(without - without.mean()).sum()))
+    return math.sqrt((count - 1) / count) * deviation(without)
 
 
 def _same_inputs(one: Objective, other: Objective) -> bool:

@@ -83,7 +83,7 @@ def _quotient(along: float, drawn: list[float], count: int, how: str, signal: bo
     if not bottom > 1.96 * weighted.error / count:
         return Estimate(math.nan, math.nan, "standard error", f"GᵀHG is not positive beyond its error; {how}")
     # The same draws stand above and below: d/dT of T/(a − T/N) is a/(a − T/N)².
-    return Estimate(weighted.value / bottom, along / bottom**2 * weighted.error, "standard error", how)
+    return Estimate(weighted.value / bottom, along / bottom * (weighted.error / bottom), "standard error", how)
 
 
 def _from_every_example(objective: Objective, hessian: Hessian, gradient: Tensor, steps: list[Step]) -> list[Estimate]:

@@ -146,7 +146,7 @@ def noise_of_population(example_squares: ArrayLike, mean_square: float) -> Gradi
 
 
 def unbiased_pair(
-    small_squares: ArrayLike, big_square: float, small_size: ArrayLike, big_size: float | None = None
+    small_squares: ArrayLike, big_square: ArrayLike, small_size: ArrayLike, big_size: float | None = None
 ) -> tuple[float, float]:
     """|G|² and tr Σ of one step, unbiased and noisy: to be averaged before they are divided.
 
@@ -166,9 +166,12 @@ def unbiased_pair(
         (2.0, 8.0)
     """
     squares = numpy.atleast_1d(_squares("small_squares", small_squares))
-    square = float(_squares("big_square", big_square))
+    big_squares = _squares("big_square", big_square)
+    if big_squares.size != 1:
+        raise DiagnosticsError("big_square is not one number", given=f"shape {big_squares.shape}", expected="‖g_B‖²")
+    square = float(big_squares.item())
     given = numpy.asarray(small_size, dtype=numpy.float64)
-    if squares.ndim != 1 or given.shape not in ((), squares.shape) or not bool((given > 0).all()):
+    if not squares.size or squares.ndim != 1 or given.shape not in ((), squares.shape) or not bool((given > 0).all()):
         raise DiagnosticsError(
             "small_size does not fit small_squares",
             given=f"{small_size!r} for shape {squares.shape}",
@@ -221,6 +224,9 @@ def _lower_bound(weights: Draws, gradients: Draws, traces: Draws) -> float:
     shares = weights / weights.sum()
     total = numpy.array([traces.sum(), gradients.sum()])
     away = numpy.stack([traces, gradients]) - total[:, None] * shares
+    # B does not depend on the unit, and products of numbers far from one are none.
+    unit = max(float(numpy.abs(away).max()), float(numpy.abs(total).max())) or 1.0
+    total, away = total / unit, away / unit
     # Products of sums, less what chance may have added to them: their sign says whether a sum differs from zero.
     beyond = numpy.outer(total, total) - float(stdtrit(count - 1, 0.95)) ** 2 * count / (count - 1) * away @ away.T
     if total[0] <= 0.0 or beyond[0, 0] <= 0.0:
@@ -229,11 +235,22 @@ def _lower_bound(weights: Draws, gradients: Draws, traces: Draws) -> float:
     return min((float(root.real) for root in roots if root.imag == 0.0 and root.real > 0.0), default=0.0)
 
 
-def _squares(name: str, given: Any) -> Draws:
+def numbers_of(name: str, given: Any) -> Draws:
+    """An array of numbers, finite or not.
+
+    Raises:
+        DiagnosticsError: something else.
+    """
     try:
-        found = numpy.asarray(given, dtype=numpy.float64)
-    except (TypeError, ValueError):
-        found = numpy.array(math.nan)
+        return numpy.asarray(given, dtype=numpy.float64)
+    except (TypeError, ValueError, RuntimeError) as problem:
+        raise DiagnosticsError(
+            f"{name} is no squared norm", given=repr(given)[:80], expected="finite numbers from 0 up"
+        ) from problem
+
+
+def _squares(name: str, given: Any) -> Draws:
+    found = numbers_of(name, given)
     if not bool((numpy.isfinite(found) & (found >= 0)).all()):
         raise DiagnosticsError(
             f"{name} is no squared norm", given=repr(given)[:80], expected="finite numbers from 0 up"

@@ -11,6 +11,7 @@ Source: Kunstner et al., arXiv 1905.12558; that both matrices share their spectr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy
@@ -19,6 +20,9 @@ from diagnostics.averages import Draws
 from diagnostics.estimate import Estimate, exact
 from diagnostics.noise.gram import GradientGram, gram_matrix
 from diagnostics.objective import Objective
+
+ROUNDING = 8 * float(numpy.finfo(numpy.float64).eps)
+"""Of the sum of eigenvalues, for each example: what is left of a covariance that is zero."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,10 +46,12 @@ class EmpiricalFisherSpectrum:
 
     @property
     def effective_directions(self) -> Estimate:
-        """(tr Σ)²/tr Σ²: in how many directions the noise of these examples lives."""
-        square = float(numpy.square(self.covariance).sum())
-        value = float(self.covariance.sum()) ** 2 / square if square else 0.0
-        return exact(value, f"Gram matrix of {self.examples} examples")
+        """(tr Σ)²/tr Σ²: in how many directions the noise of these examples lives; ``nan`` where there is none."""
+        how = f"Gram matrix of {self.examples} examples"
+        total = float(self.covariance.sum())
+        if not total > ROUNDING * self.examples * float(self.eigenvalues.sum()):
+            return Estimate(math.nan, math.nan, "exact", f"there is no noise beyond rounding; {how}")
+        return exact(1 / float(numpy.square(self.covariance / total).sum()), how)
 
     def __str__(self) -> str:
         first = ", ".join(f"{value:.4g}" for value in self.eigenvalues[:5])

@@ -12,13 +12,13 @@ coordinates in which it takes plain steps.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy
 from scipy.special import stdtrit
 
-from diagnostics.averages import Draws
+from diagnostics.averages import Draws, deviation
 from diagnostics.estimate import Estimate
 
 
@@ -31,7 +31,7 @@ class Parts:
     ratio: Estimate
 
 
-def parts_of(own: Draws, along: Draws, mean: float, how: str, *, signal: str = "|G|²") -> Parts:
+def parts_of(own: Draws, along: Draws, mean: float, how: str, *, signal: str = "|G|²", rounding: float = 0.0) -> Parts:
     """From q (N,), a (N,) and m, of at least three examples.
 
     Args:
@@ -40,6 +40,8 @@ def parts_of(own: Draws, along: Draws, mean: float, how: str, *, signal: str = "
         mean: m.
         how: the method, for the Estimates.
         signal: what it is called where it cannot be told from zero.
+        rounding: one standard error of q and m from the precision of the gradients, in units of q. It is in both, and
+            stays where noise is the difference of nearly equal numbers.
 
     Example:
         >>> g = numpy.array([1.0, 2.0, 3.0])  # one parameter: variance 1, and 4 − 1/3 for the square of the mean
@@ -55,12 +57,17 @@ def parts_of(own: Draws, along: Draws, mean: float, how: str, *, signal: str = "
         count - 1,
     )
     signals, noises = (jackknifed(whole[part], left[part], how, unbiased=True) for part in (0, 1))
+    lost = rounding * float(own.mean())
+    noises = replace(noises, error=math.hypot(noises.error, lost))
     if not signals.interval()[0] > 0.0:
-        reason = f"the interval of {signal} reaches zero: more examples are needed to tell signal from noise; {how}"
-        return Parts(signals, noises, Estimate(math.nan, math.nan, "standard error", reason))
+        reason = "the gradient of every example is zero"
+        if own.any():
+            reason = f"the interval of {signal} reaches zero: more examples are needed to tell signal from noise"
+        return Parts(signals, noises, Estimate(math.nan, math.nan, "standard error", f"{reason}; {how}"))
     with numpy.errstate(all="ignore"):
         ratios = left[1] / left[0]
-    return Parts(signals, noises, jackknifed(whole[1] / whole[0], ratios, how))
+    ratio = jackknifed(whole[1] / whole[0], ratios, how)
+    return Parts(signals, noises, replace(ratio, error=math.hypot(ratio.error, lost / whole[0])))
 
 
 def jackknifed(value: float, without: Draws, how: str, *, unbiased: bool = False) -> Estimate:
@@ -73,7 +80,7 @@ def jackknifed(value: float, without: Draws, how: str, *, unbiased: bool = False
     """
     count = len(without)
     centre = float(without.mean())
-    spread = math.sqrt((count - 1) / count * float(numpy.square(without - centre).sum()))
+    spread = math.sqrt((count - 1) / count) * deviation(without)
     shifted = value if unbiased else count * value - (count - 1) * centre
     return Estimate(float(shifted), float(stdtrit(count - 1, 0.975)) / 1.96 * spread, "standard error", how)
 

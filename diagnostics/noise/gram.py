@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -35,6 +36,9 @@ PIECES = 8
 
 MATRIX_BYTES = 2**32
 """The largest matrix that is made."""
+
+ROUNDING = 1e-15
+"""Of mean ‖g_i‖²: what a mean gradient of zero may still have for a square."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,12 +107,30 @@ def gram_matrix(source: Objective | GradientGram) -> Draws:
     """⟨g_i, g_j⟩ (N, N) in float64 on the host, of an Objective or of what was measured already.
 
     Raises:
-        DiagnosticsError: neither; or as ``gradient_gram``.
+        DiagnosticsError: neither; a matrix that is none of inner products; or as ``gradient_gram``.
     """
     if not isinstance(source, GradientGram):
         source = gradient_gram(source)
-    found: Draws = source.matrix.cpu().numpy()
+    found: Draws = source.matrix.detach().cpu().double().numpy()
+    square = found.ndim == 2 and len(found) == found.shape[1] and len(found)
+    if not (square and numpy.isfinite(found).all() and (found.diagonal() >= 0).all()):
+        raise DiagnosticsError(
+            "matrix is not one of inner products",
+            given=f"shape {found.shape}",
+            expected="⟨g_i, g_j⟩ of all pairs of examples, (N, N), finite",
+        )
     return found
+
+
+def mean_square_of(gram: Draws) -> float:
+    """‖∇L‖²; 0 where it is what rounding leaves of gradients that cancel, and quotients over it would say anything.
+
+    Example:
+        >>> mean_square_of(numpy.array([[1.0, -1.0], [-1.0, 1.0 + 1e-16]])), mean_square_of(numpy.eye(2))
+        (0.0, 0.5)
+    """
+    square = float(gram.mean())
+    return square if square > ROUNDING * float(gram.diagonal().mean()) else 0.0
 
 
 class _TooLargeError(Exception):

@@ -14,9 +14,11 @@ noise scales of preconditioned gradients: Qiao et al., arXiv 2008.12260.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -35,6 +37,9 @@ from diagnostics.stability.preconditioner import scaling
 
 FEWEST = 4
 """Examples without which signal and noise cannot be told apart at all."""
+
+ROUNDING = 4.0
+"""Of the last digits of the gradients' precision: one standard error of a squared norm."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ def noise_scale(
 
     Raises:
         DiagnosticsError: fewer than four examples, examples that batch normalisation couples, a gradient that is
-            not finite, or an optimizer that has no preconditioner yet or no rule.
+            not finite, or an optimizer that has no preconditioner yet, no rule, or a learning rate of zero.
 
     Source: arXiv 1812.06162.
 
@@ -154,7 +159,7 @@ def noise_scale(
     require_objective(objective)
     require_finite_loss(objective)
     gradient = objective.gradient()
-    metric = None if optimizer is None else scaling(optimizer, objective.space, gradient).root.square()
+    metric = None if optimizer is None else _metric(objective, optimizer, gradient)
     measured = per_example_gradient_norms(objective)
     count = len(measured.norms)
     if count < FEWEST:
@@ -166,7 +171,8 @@ def noise_scale(
     along = {name: part.cpu().numpy() for name, part in dots_by_parameter(objective, gradient).items()}
     squares = {name: part.cpu().numpy() for name, part in measured.squares.items()}
     total, projected = _summed(squares), _summed(along)
-    noise = parts_of(total, projected, measured.mean_square.value, measured.how)
+    rounding = ROUNDING * torch.finfo(objective.space.dtype).eps
+    noise = parts_of(total, projected, measured.mean_square.value, measured.how, rounding=rounding)
     weighted: list[Estimate | None] = [None, None]
     if draws:
         steps: list[Step] = [lambda g: g] if metric is None else [lambda g: g, lambda g: g * metric]
@@ -174,46 +180,73 @@ def noise_scale(
             objective, hessian_of(objective, hessian), gradient, steps, draws, seed, noise.ratio.determined
         )
         weighted = [*found, None][:2]
-    away = numpy.sqrt(numpy.maximum(total - 2 * projected + measured.mean_square.value, 0.0))
+    tail, share = _tail(total, total - 2 * projected + measured.mean_square.value, rounding)
     return NoiseScale(
         gradient_sq=noise.signal,
         trace_covariance=noise.noise,
         simple=noise.ratio,
         hessian=weighted[0],
-        preconditioned=None if metric is None else _in_metric(objective, gradient, metric).ratio,
+        preconditioned=None if metric is None else _in_metric(objective, gradient, metric, rounding).ratio,
         preconditioned_hessian=weighted[1],
         coherence=_coherence(noise.ratio, count),
-        tail=tail_index(away),
-        top_share=top_share(away),
+        tail=tail,
+        top_share=share,
         median_norm=_median(numpy.sqrt(total), measured.how),
-        by_layer=_layers(objective, squares, along, gradient, measured.how),
+        by_layer=_layers(objective, squares, along, gradient, measured.how, rounding),
         examples=count,
     )
 
 
+def _metric(objective: Objective, optimizer: Optimizer, gradient: Tensor) -> Tensor:
+    """P⁻¹, (P,), up to a factor."""
+    root = scaling(optimizer, objective.space, gradient).root
+    if not bool((root > 0).any()):
+        raise DiagnosticsError(
+            "the optimizer takes no step now, and has no metric",
+            given="a learning rate of zero, as warm-up begins with",
+            expected="a learning rate above zero",
+        )
+    return root.square()
+
+
 def _layers(
-    objective: Objective, squares: dict[str, Draws], along: dict[str, Draws], gradient: Tensor, how: str
+    objective: Objective,
+    squares: dict[str, Draws],
+    along: dict[str, Draws],
+    gradient: Tensor,
+    how: str,
+    rounding: float,
 ) -> tuple[LayerNoise, ...]:
     rows = []
     for layer in layers_of(objective.space):
         names = objective.space.names[layer.group]
         mean = float(gradient[layer.span].double().square().sum())
-        parts = parts_of(_summed({n: squares[n] for n in names}), _summed({n: along[n] for n in names}), mean, how)
+        own, projected = (_summed({n: part[n] for n in names}) for part in (squares, along))
+        parts = parts_of(own, projected, mean, how, rounding=rounding)
         rows.append(LayerNoise(layer.name, parts.signal, parts.noise, parts.ratio))
     return tuple(rows)
 
 
-def _in_metric(objective: Objective, gradient: Tensor, metric: Tensor) -> Parts:
+def _in_metric(objective: Objective, gradient: Tensor, metric: Tensor, rounding: float) -> Parts:
     """Noise and signal in the coordinates where the optimizer takes plain steps."""
     measured = per_example_gradient_norms(objective, metric=metric)
     along = per_example_gradient_dots(objective, gradient.double() * metric.double()).cpu().numpy()
     own = measured.norms.square().cpu().numpy()
-    return parts_of(own, along, measured.mean_square.value, measured.how, signal="GᵀP⁻¹G")
+    return parts_of(own, along, measured.mean_square.value, measured.how, signal="GᵀP⁻¹G", rounding=rounding)
 
 
 def _summed(parts: dict[str, Draws]) -> Draws:
     total: Draws = numpy.sum(list(parts.values()), axis=0)
     return total
+
+
+def _tail(total: Draws, apart: Draws, rounding: float) -> tuple[Estimate, Estimate]:
+    """From ‖g_i‖² and ‖g_i − ḡ‖², (N,): of gradients that are all but equal, what rounding leaves has no tail."""
+    if not apart.mean() > 4 * rounding * total.mean():
+        how = f"the gradients of all {len(total)} examples are equal but for rounding"
+        return (Estimate(math.nan, math.nan, "standard error", how), Estimate(math.nan, math.nan, "exact", how))
+    away = numpy.sqrt(numpy.maximum(apart, 0.0))
+    return tail_index(away), top_share(away)
 
 
 def _coherence(simple: Estimate, count: int) -> Estimate:

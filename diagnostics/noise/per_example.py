@@ -13,6 +13,7 @@ Source: Goodfellow, arXiv 1510.01799; Gray et al., arXiv 2411.00999.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -110,6 +111,11 @@ def per_example_gradient_norms(objective: Objective, *, metric: Tensor | None = 
         mean_square = sum(
             square(part if weights is None else part * weights[name].sqrt()) for name, part in run.total.items()
         ) / (count**2)
+        if not math.isfinite(mean_square):
+            raise DiagnosticsError(
+                "the mean gradient is too long for its precision to hold its square",
+                expected="parameters and data of ordinary size",
+            )
     return PerExampleNorms(total.sqrt(), exact(mean_square, run.how), by_name, run.routes, run.how)
 
 

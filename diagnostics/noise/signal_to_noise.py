@@ -70,8 +70,10 @@ class SignalToNoise:
     examples: int
 
     def __str__(self) -> str:
+        reason = "" if self.median.determined else f" ({self.median.how.partition(';')[0]})"
         lines = [
-            f"gradient signal-to-noise: median {self.median} of {self.examples} examples, {self.resolved} resolved"
+            f"gradient signal-to-noise: median {self.median}{reason} of {self.examples} examples, {self.resolved} "
+            "resolved"
         ]
         lines += [f"  {row.layer or '(model)'}: median {row.median}, {row.resolved} resolved" for row in self.by_layer]
         return "\n".join(lines)
@@ -159,6 +161,8 @@ def _median(ratio: Tensor, how: str) -> Estimate:
     # torch.quantile refuses more than 16 million values.
     ordered = known.sort().values
     low, middle, high = (float(ordered[round(share * (len(ordered) - 1))]) for share in (0.25, 0.5, 0.75))
+    if not math.isfinite(middle):
+        return Estimate(math.nan, math.nan, "spread", f"most parameters have no noise beyond rounding; {how}")
     return Estimate(middle, (high - low) / 2, "spread", f"{how}; half the interquartile range over parameters")
 
 

@@ -24,7 +24,7 @@ from diagnostics.arguments import real_number, whole_number
 from diagnostics.averages import Draws
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate
-from diagnostics.noise.estimators import GradientNoise, noise_of_blocks, unbiased_pair
+from diagnostics.noise.estimators import GradientNoise, noise_of_blocks, numbers_of, unbiased_pair
 
 BLOCKS = 64
 """Held at most; after joining there are half as many, enough for the jackknife."""
@@ -102,11 +102,15 @@ class NoiseTracker:
                 attempt="the norm that clip_grad_norm_ returns",
             )
         unit = real_number("scale is not positive", scale, "a loss scale", lambda value: 0 < value < math.inf)
-        small, big = numpy.asarray(small_squares, dtype=numpy.float64), float(big_square)
-        if not (bool(numpy.isfinite(small).all()) and math.isfinite(big)):
+        with numpy.errstate(over="ignore"):
+            small, big = (
+                numpy.asarray(numbers_of(name, given) / unit / unit)
+                for name, given in (("small_squares", small_squares), ("big_square", big_square))
+            )
+        if not (bool(numpy.isfinite(small).all()) and bool(numpy.isfinite(big).all())):
             self.skipped += 1
             return
-        gradient, trace = unbiased_pair(small / unit**2, big / unit**2, small_size, big_size)
+        gradient, trace = unbiased_pair(small, big, small_size, big_size)
         self.steps += 1
         self._blocks[:, 1:] *= self.decay
         if not len(self._blocks) or self._blocks[-1, 0] >= self._length:
@@ -158,6 +162,12 @@ class NoiseTracker:
         if decay != self.decay:
             raise DiagnosticsError("state is of another decay", given=f"{decay:g}", expected=f"{self.decay:g}")
         steps, skipped, length = (whole_number("state is out of range", n, "counts", 0) for n in counts)
+        if not bool(numpy.isfinite(blocks).all()) or bool(steps) != bool(len(blocks)) or not length:
+            raise DiagnosticsError(
+                "state is damaged",
+                given=f"{steps} steps in {len(blocks)} blocks of {length}",
+                expected="finite sums, in blocks wherever there are steps",
+            )
         self.steps, self.skipped, self._length, self._blocks = steps, skipped, length, blocks
 
     def _join(self) -> None:

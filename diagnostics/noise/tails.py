@@ -88,7 +88,9 @@ def top_share(distances: ArrayLike) -> Estimate:
         >>> float(top_share([1.0] * 99 + [9.0]))  # 81 of 180
         0.45
     """
-    squares = numpy.sort(numpy.square(_distances(distances)))[::-1]
+    values = numpy.sort(_distances(distances))[::-1]
+    # Beside the longest: squares of very small or large ones are no numbers.
+    squares = numpy.square(numpy.ldexp(values, -math.frexp(float(values.max(initial=0.0)))[1]))
     count = max(1, round(TOP * len(squares)))
     how = f"the {count} longest of {len(squares)}"
     if not (len(squares) and squares.sum() > 0):
@@ -109,7 +111,7 @@ def is_heavy(index: Estimate) -> bool:
 def _distances(given: Any) -> Draws:
     try:
         found = numpy.asarray(given, dtype=numpy.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):
         found = numpy.array(math.nan)
     if found.ndim != 1 or not bool((numpy.isfinite(found) & (found >= 0)).all()):
         raise DiagnosticsError("distances are no row of sizes", given=repr(given)[:80], expected="(N,), finite, from 0")

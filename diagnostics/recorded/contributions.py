@@ -254,7 +254,7 @@ def materialised(contributions: Sequence[Contribution], size: int) -> Tensor:
 
 def in_blocks(contributions: Sequence[Contribution], size: int) -> Iterator[Tensor]:
     """The gradients of one parameter, (n, P), of some examples at a time, all jumbled alike (``in_order``)."""
-    step = max(1, BLOCK_BYTES // (8 * size))
+    step = max(1, BLOCK_BYTES // (8 * max(1, size)))
     for at in range(0, count_of(contributions), step):
         some = [one.part(slice(at, at + step)) for one in contributions]
         first = some[0]

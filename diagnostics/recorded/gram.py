@@ -43,7 +43,7 @@ def add_products(matrix: Tensor, rows: Sequence[Batch], columns: Sequence[Batch]
     count = sum(len(places) for places, _ in columns)
     by_tokens = all(is_cheaper_by_tokens(found, size, count) for found in every)
     each = max(_tokens_bytes(found) if by_tokens else size * _itemsize(found) for found in every)
-    most = min(MOST_EXAMPLES, max(1, MADE_BYTES // (2 * each)))
+    most = min(MOST_EXAMPLES, max(1, MADE_BYTES // max(1, 2 * each)))
     left = list(_units(rows, most))
     right = left if rows is columns else list(_units(columns, most))
     for place, one in enumerate(left):

@@ -106,7 +106,8 @@ class OnePass:
         if not bool(torch.isfinite(numbers).all()):
             place = int((~torch.isfinite(numbers)).nonzero()[0])
             raise DiagnosticsError(
-                f"the gradient of example {place} is not finite", expected="finite parameters, data and gradients"
+                f"the gradient of example {place} is not finite, or too long for its precision to hold its square",
+                expected="finite parameters, data and gradients",
             )
 
     @property

@@ -63,8 +63,9 @@ def _finding(run: Run, source: _Source) -> list[Finding]:
     if weighted is not None and weighted.value is not None and weighted.step == last.step:
         claim += f" ({format_value(weighted.value, weighted.error)} weighted by curvature)"
     first = run.series(source.probe, "simple")
-    if len(first) > 1:
-        claim += f", {'up' if last.value > first.values[0] else 'down'} from {first.values[0]:.3g}"
+    known = first.values[numpy.isfinite(first.values)]
+    if len(known) > 1:
+        claim += f", {'up' if last.value > known[0] else 'down'} from {known[0]:.3g}"
     gone = next((one for one in run.records if _lost(one, source.probe, last.step)), None)
     if gone is not None:
         claim += f"; from step {gone.step} on it is not to be told"
@@ -100,7 +101,7 @@ def _reason(run: Run, probe: str) -> str | None:
 
 def _against(batch: float | None, scale: float, reach: float, more: str) -> tuple[str, str]:
     """The claim's second half, and its meaning."""
-    if batch is None:
+    if batch is None or not batch > 0.0:
         return "", "Gradients of fewer examples than this are mostly noise, of more mostly signal."
     if APART * batch < scale - reach:
         return f"; batches of {batch:g} are far below it", (

@@ -36,17 +36,18 @@ def conflict(run: Run) -> list[Finding]:
     worst = min(values, key=lambda pair: values[pair].interval()[1])
     found = values[worst]
     opposed = [pair for pair, value in values.items() if value.interval()[1] < OPPOSED]
-    first, second = worst.split(" | ", 1)
+    # Whole, where it is no pair: a folder may be damaged, and names may hold anything.
+    named = worst.replace(" | ", " and ", 1)
     step = known[worst].step
     return [
         Finding(
             id=ID,
             level="warn" if opposed else "ok",
-            claim=f"{first} and {second} pull in opposite directions: their gradients have a cosine of "
+            claim=f"{named} pull in opposite directions: their gradients have a cosine of "
             f"{format_value(found.value, found.error)} at step {step}{_others(len(opposed))}."
             if opposed
             else f"No groups of examples are seen to pull in opposite directions: the lowest cosine is "
-            f"{format_value(found.value, found.error)}, of {first} and {second}, at step {step}.",
+            f"{format_value(found.value, found.error)}, of {named}, at step {step}.",
             value=found,
             threshold=f"cosine below {OPPOSED:g}, error allowed for",
             meaning="A step that lowers the loss of one raises that of the other, and what is left is their difference."

@@ -108,3 +108,11 @@ def test_clipping_is_judged_by_how_far_it_turns_the_step(sideways: float | None,
 def test_nobody_asked_means_nothing() -> None:
     assert noise.read_alignment(Run({}, [])).findings == ()
     assert noise.read(Run({}, [])).findings == ()
+
+
+def test_names_of_groups_may_hold_anything() -> None:
+    """A folder may be damaged, and a name have a bar in it."""
+    for layer, told in (("c", "c pull"), ("a|b | <i>", "a|b and <i> pull"), (" | ", " and  pull")):
+        chapter = noise.read_alignment(run_of({(ALIGNMENT, "conflict", layer): [-0.9]}))
+        (finding,) = (one for one in chapter.findings if one.id.endswith("conflict"))
+        assert finding.claim.startswith(told)

@@ -90,3 +90,10 @@ def test_a_stream_alone_has_its_figure_and_without_numbers_its_reason() -> None:
     assert (finding.id, finding.level) == ("noise_stream/batch", "unmeasured")
     assert "one micro-batch" in finding.claim
     assert "longer average" in finding.advice[0]
+
+
+def test_a_first_value_that_was_lost_and_a_batch_of_nothing_are_passed_over() -> None:
+    """Folders may be damaged: a record without its value, and a batch size of zero."""
+    (finding,) = noise.read(run_of({SIMPLE: [None, 10.0, 40.0], BATCH: [0.0]}, error=2.0)).findings
+    assert "up from 10" in finding.claim
+    assert "batches" not in finding.claim
