@@ -6,8 +6,9 @@ left is not a multiple of ∇L: large gradients lose more than small ones. With 
     rate = P(‖g_B‖ > C),    kept = ⟨E c g_B, ∇L⟩/‖∇L‖²,    bias = ‖E c g_B − ∇L‖/‖∇L‖,
 
 and the sideways part of the bias is what no learning rate can make good. All of it follows from inner products of
-single examples' gradients, for any batch size, without another gradient. What is averaged is the change (c − 1) g_B,
-which is zero for batches that are not clipped: its error is smaller than that of c g_B.
+single examples' gradients, for any batch size, without another gradient. The mean of c g_B is that of (c − λ) g_B and
+λ∇L, which is known, with λ the median of c: zero for batches that are not clipped while most are not, and small where
+nearly all are clipped, by much the same factor.
 
 Source: Chen, Wu & Hong, arXiv 2006.15429; Koloskova, Hendrikx & Stich, arXiv 2305.01588.
 """
@@ -124,10 +125,13 @@ def _of_draws(gram: Draws, limit: float, size: int, whole: float, draws: int, se
         row[torch.randperm(count, generator=random)[:size].numpy()] = 1 / size
     inner = rows @ gram
     norms = numpy.sqrt((inner * rows).sum(1))
-    lost = _factors(norms, limit) - 1
-    change = (lost[:, None] * rows).mean(0)
-    mine, along = numpy.square(lost * norms), lost * inner.mean(1) / whole
-    toward = lost * (inner @ change)
+    factors = _factors(norms, limit)
+    usual = float(numpy.median(factors))
+    # Of each draw what it adds to the mean of c g_B − ∇L, and its inner products with all examples.
+    rows = (factors - usual)[:, None] * rows + (usual - 1) / count
+    inner = (factors - usual)[:, None] * inner + (usual - 1) * gram.mean(0)
+    change = rows.mean(0)
+    mine, along, toward = (inner * rows).sum(1), inner.mean(1) / whole, inner @ change
     bias = parts_of(mine, toward, float(change @ gram @ change), how).signal
     # The same with the part along ∇L taken out of every draw's change.
     middle = float(along.mean())
@@ -137,8 +141,8 @@ def _of_draws(gram: Draws, limit: float, size: int, whole: float, draws: int, se
     return Clipping(
         rate=_share(norms > limit, how),
         kept=mean((1 + along).tolist(), how),
-        bias=_root(bias, whole, bool(lost.any())),
-        sideways=_root(across, whole, bool(lost.any())),
+        bias=_root(bias, whole, bool((norms > limit).any())),
+        sideways=_root(across, whole, bool((norms > limit).any())),
         median_norm=_median(norms, how),
     )
 

@@ -160,6 +160,22 @@ def test_clipping_that_turns_nothing_says_so_and_not_that_nothing_was_clipped() 
     assert clipping(gram_of(rows), 100.0, 4).sideways.how.startswith("no batch was clipped")
 
 
+def test_a_turn_is_seen_where_every_batch_is_clipped_to_next_to_nothing() -> None:
+    """A few long gradients along another axis, held against all pairs: errors were larger than the numbers."""
+    rows = 0.1 * torch.randn(40, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows[:, 0] += 2.0
+    rows[::8] = torch.tensor([2.0, 40.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+    pairs = torch.combinations(torch.arange(40))
+    batches = rows[pairs].mean(1)
+    clipped = (batches * (0.1 / batches.norm(dim=1, keepdim=True))).mean(0)
+    whole = rows.mean(0)
+    kept = float(clipped @ whole / whole.square().sum())
+    turned = float((clipped - kept * whole).norm() / whole.norm())
+    found = clipping(gram_of(rows), 0.1, 2)
+    assert abs(float(found.kept) - kept) < 1.96 * found.kept.error < 0.6 * kept
+    assert abs(float(found.sideways) - turned) < 1.96 * found.sideways.error < 0.2 * turned
+
+
 def test_a_threshold_of_infinity_clips_nothing() -> None:
     found = clipping(gram_of(planted(1.0)), math.inf, 4)
     assert (float(found.rate), float(found.kept)) == (0.0, 1.0)
