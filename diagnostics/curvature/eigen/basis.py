@@ -17,7 +17,7 @@ from torch import Tensor
 PIECE = 2**22
 """Entries worked on at once where a whole vector in double precision, or a second basis, would cost too much."""
 
-SHORT = 2**14
+SHORT = 2**11
 """Entries a CPU sums in single precision before the sum goes on in double. Its matrix products add up entry after
 entry: over five million of them, vectors came out orthogonal to 2e-4 only. A GPU sums in a tree."""
 

@@ -76,7 +76,7 @@ class Lanczos:
     @property
     def floor(self) -> float:
         """Below this a number is error of the products, or of the rounding in one turn of the basis after another."""
-        return self._norm * rounding_of(self.operator) * math.sqrt(1 + self._turns)
+        return self._norm * rounding_of(self.operator) * math.sqrt(1 + 2 * self._turns)
 
     @property
     def rows(self) -> int:
