@@ -22,7 +22,8 @@ MOST_COMPARED = 1 << 29
 CHUNK = 1 << 19
 """Pairs compared at a time."""
 
-GRID = 1e-4
+GRID = 1e-6
+"""What is nearer than this in every coordinate differs by rounding."""
 
 
 def near_pairs(points: numpy.ndarray, numbers: numpy.ndarray, reach: float, most: int) -> numpy.ndarray | None:
@@ -46,7 +47,7 @@ def near_pairs(points: numpy.ndarray, numbers: numpy.ndarray, reach: float, most
         [[1, 3], [0, 2]]
     """
     # One number for all coordinates on a fine grid. Copies that rounding puts apart are found as near points below.
-    marks: numpy.ndarray = numpy.asarray(numpy.random.default_rng(0).integers(1, 1 << 40, size=points.shape[1]))
+    marks = numpy.random.default_rng(0).integers(1, 1 << 40, size=(points.shape[1],))
     names = numpy.zeros(len(points), dtype=numpy.int64)
     for k in range(points.shape[1]):
         names += marks[k] * numpy.rint(points[:, k] / GRID).astype(numpy.int64)

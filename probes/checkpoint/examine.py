@@ -18,7 +18,7 @@ from probes.batch_ladder import BatchLadder
 from probes.checkpoint.contents import Checkpoint
 from probes.checkpoint.load import load_checkpoint
 from probes.checkpoint.matrices import spectrum_readings
-from probes.checkpoint.resident import let_go
+from probes.checkpoint.resident import Pages
 from probes.checkpoint.saved_state import adam_readings, gain_readings
 from probes.checkpoint.state import state_tensors
 from probes.checkpoint.task import build_task
@@ -81,8 +81,9 @@ def examine(
     progress("opening the file")
     checkpoint = load_checkpoint(path, trust=trust, allow=allow)
     step = checkpoint.step or 0
+    pages = Pages(path)
     progress("surveying tensors")
-    records = [*_weights(checkpoint, step), *_optimizer_state(checkpoint, step)]
+    records = [*_weights(checkpoint, pages, step), *_optimizer_state(checkpoint, pages, step)]
     arrays: dict[tuple[str, str], numpy.ndarray] = {}
 
     def record(probe: str, reading: Reading) -> None:
@@ -92,7 +93,7 @@ def examine(
 
     if _matrices(only):
         progress("decomposing matrices")
-        for reading in _by_themselves(checkpoint, part):
+        for reading in _by_themselves(checkpoint, pages, part):
             record("weights", reading)
     header = _header(checkpoint, task)
     if task is not None:
@@ -149,8 +150,8 @@ def _measure(probe: Probe, objective: Objective, optimizer: Optimizer | None, st
         yield Reading("measurement", None, status="failed", note=reason)
 
 
-def _weights(checkpoint: Checkpoint, step: int) -> Iterable[Record]:
-    for row in survey(checkpoint.parameters, let_go):
+def _weights(checkpoint: Checkpoint, pages: Pages, step: int) -> Iterable[Record]:
+    for row in survey(checkpoint.parameters, pages.let_go):
         note = row.note or None
         for name in ("elements", "norm", "rms", "max_abs", "zeros", "non_finite"):
             value = getattr(row, name)
@@ -158,19 +159,19 @@ def _weights(checkpoint: Checkpoint, step: int) -> Iterable[Record]:
             yield to_record("weights", step, reading)
 
 
-def _by_themselves(checkpoint: Checkpoint, part: Callable[[float], None]) -> Iterable[Reading]:
-    yield from spectrum_readings(checkpoint.parameters, part)
+def _by_themselves(checkpoint: Checkpoint, pages: Pages, part: Callable[[float], None]) -> Iterable[Reading]:
+    yield from spectrum_readings(checkpoint.parameters, pages.let_go, part)
     yield from gain_readings(checkpoint.parameters)
     if checkpoint.optimizer is not None:
-        yield from adam_readings(checkpoint.optimizer)
+        yield from adam_readings(checkpoint.optimizer, pages.let_go)
 
 
-def _optimizer_state(checkpoint: Checkpoint, step: int) -> Iterable[Record]:
+def _optimizer_state(checkpoint: Checkpoint, pages: Pages, step: int) -> Iterable[Record]:
     """How many values of the optimizer's state are not finite: they outlive weights that have been repaired."""
     if checkpoint.optimizer is None:
         return
     # One tensor at a time, so that a state larger than memory can be surveyed too.
-    rows = [row for name, tensor in state_tensors(checkpoint.optimizer) for row in survey({name: tensor}, let_go)]
+    rows = [row for name, tensor in state_tensors(checkpoint.optimizer) for row in survey({name: tensor}, pages.let_go)]
     read = [row for row in rows if row.non_finite is not None]
     total = sum(row.non_finite or 0 for row in read)
     notes = [f"{len(read)} tensors of the optimizer's state"]

@@ -1,7 +1,4 @@
-"""The spectrum of every matrix in a checkpoint, as readings.
-
-Tensors are read one at a time and piece by piece, and handed back to the file they are mapped from.
-"""
+"""The spectrum of every matrix in a checkpoint, as readings."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from torch import Tensor
 
 from diagnostics import Estimate, MatrixSpectrum, PowerLaw, weight_spectra
-from probes.checkpoint.resident import let_go
 from probes.probe import Reading
 from probes.readings import reading_of
 
@@ -37,25 +33,28 @@ _PASSES_PER_SIDE = 0.01
 
 
 def spectrum_readings(
-    parameters: Mapping[str, Tensor], part: Callable[[float], None] = lambda share: None
+    parameters: Mapping[str, Tensor],
+    read: Callable[[Tensor], None] = lambda tensor: None,
+    part: Callable[[float], None] = lambda share: None,
 ) -> Iterator[Reading]:
     """Measure every matrix.
 
     Args:
         parameters: tensors by name; those with fewer than two axes are passed over.
+        read: called with a tensor whenever some of it has been read, for those who hold a mapped file.
         part: told the share of the work that is done, 0 to 1.
     """
     costs = {name: _cost(tensor) for name, tensor in parameters.items()}
     whole = max(1.0, sum(costs.values()))
     begun: dict[str, float] = {}
 
-    def read(name: str, tensor: Tensor) -> None:
-        let_go(tensor)
+    def piece_read(name: str, tensor: Tensor) -> None:
+        read(tensor)
         if name not in begun:
             part(sum(begun.values()) / whole)
             begun[name] = costs[name]
 
-    for row in weight_spectra(parameters, draws=DRAWS, max_side=MAX_SIDE, read=read).rows:
+    for row in weight_spectra(parameters, draws=DRAWS, max_side=MAX_SIDE, read=piece_read).rows:
         yield from _readings(row)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from diagnostics import DiagnosticsError, adam_state, normalisation_gains
 from probes.checkpoint.errors import printable
-from probes.checkpoint.resident import let_go
 from probes.probe import Reading
 from probes.readings import reading_of
 
@@ -31,16 +30,19 @@ def gain_readings(parameters: Mapping[str, Tensor]) -> Iterator[Reading]:
         yield Reading("norm_never_updated", float(row.never_updated), row.layer, note="every gain looked at")
 
 
-def adam_readings(optimizer: Mapping[str, Any]) -> Iterator[Reading]:
+def adam_readings(
+    optimizer: Mapping[str, Any], read: Callable[[Tensor], None] = lambda tensor: None
+) -> Iterator[Reading]:
     """Rate, signal and ε share of each matrix with moments of Adam's kind, as ``adam_...``.
 
     Vectors are left out: a bias in front of batch normalisation gets no gradient but rounding, by design.
 
     Args:
         optimizer: the optimizer's state dict.
+        read: called with a moment whenever some of it has been read, for those who hold a mapped file.
     """
     try:
-        rows = adam_state(optimizer, read=let_go).rows
+        rows = adam_state(optimizer, read=read).rows
     except DiagnosticsError as problem:
         yield Reading("adam_signal", None, note=str(problem), status="skipped")
         return

@@ -15,7 +15,7 @@ from diagnostics import weight_spectra
 from probes.checkpoint import load_checkpoint
 from probes.checkpoint.examine import examine, stages
 from probes.checkpoint.matrices import spectrum_readings
-from probes.checkpoint.resident import let_go
+from probes.checkpoint.resident import Pages
 
 
 def _model() -> nn.Module:
@@ -64,13 +64,16 @@ def test_memory_is_that_of_a_piece_and_not_of_the_file(kind: str, tmp_path: Path
     save_file(tensors, path) if kind == "safetensors" else torch.save(tensors, path)
     code = """
 import sys
+from pathlib import Path
+import torch
 from probes.checkpoint import load_checkpoint, survey
-from probes.checkpoint.resident import let_go
+from probes.checkpoint.resident import Pages
 def resident():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
-survey(dict(warm=__import__("torch").ones(300_000)), let_go)
+survey({"warm": torch.ones(300_000)})
 before = resident()
-rows = survey(load_checkpoint(sys.argv[1]).parameters, let_go)
+parameters = load_checkpoint(sys.argv[1]).parameters
+rows = survey(parameters, Pages(Path(sys.argv[1])).let_go)
 print(resident() - before, sum(row.elements for row in rows))
 """
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
@@ -79,21 +82,25 @@ print(resident() - before, sum(row.elements for row in rows))
     assert grown < 16e6
 
 
-def test_handing_pages_back_loses_nothing(tmp_path: Path) -> None:
-    """Neither what a mapped file holds nor what was written over it, nor ordinary memory of any layout."""
-    torch.save({"w": torch.arange(100_000.0)}, tmp_path / "last.pt")
-    mapped = load_checkpoint(tmp_path / "last.pt").parameters["w"]
-    mapped[5] = -1.0
-    expected = mapped.clone()
-    for tensor in (mapped, expected[::7], torch.eye(3).to_sparse(), torch.ones(3, device="meta"), torch.zeros(0)):
-        let_go(tensor)
-    assert torch.equal(mapped, expected)
-    assert mapped[5] == -1.0
+@pytest.mark.parametrize("change", ["before", "never", "elsewhere"])
+def test_handing_pages_back_loses_nothing(change: str, tmp_path: Path) -> None:
+    """A mapping that was written to is left alone, as is ordinary memory of any layout."""
+    torch.save({"w": torch.arange(100_000.0), "v": torch.zeros(100_000)}, tmp_path / "last.pt")
+    mapped = load_checkpoint(tmp_path / "last.pt").parameters
+    if change != "never":
+        mapped["w" if change == "before" else "v"][5] = -1.0
+    expected = {name: tensor.clone() for name, tensor in mapped.items()}
+    pages = Pages(tmp_path / "last.pt")
+    plain = (torch.ones(9_000)[::7], torch.eye(3).to_sparse(), torch.ones(3, device="meta"), torch.zeros(0))
+    for tensor in (*mapped.values(), *plain):
+        pages.let_go(tensor)
+    assert all(torch.equal(mapped[name], expected[name]) for name in mapped)
+    assert bool((plain[0] == 1).all())
 
 
 def test_progress_goes_from_nothing_to_nearly_all(tmp_path: Path) -> None:
     shares: list[float] = []
-    readings = list(spectrum_readings(_model().state_dict(), shares.append))
+    readings = list(spectrum_readings(_model().state_dict(), part=shares.append))
     assert readings
     assert shares[0] == 0.0
     assert shares == sorted(shares)
