@@ -51,7 +51,7 @@ def main() -> None:
         calls = contestants(each)
         first = in_turns(calls)
         _note(errors, reasons, each, first)
-        taken = in_turns({"gradient": each.gradient, **calls}, SECONDS, ROUNDS)
+        taken = in_turns({"gradient": each.gradient, **calls}, SECONDS, ROUNDS, before=each.gradient)
         _clock(times, each.name, taken)
         _weigh(memory, each, {name: call for name, call in calls.items() if not first[name].failure})
     show("time, in gradients", times)
