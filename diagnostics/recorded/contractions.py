@@ -104,17 +104,20 @@ def norms_and_sum(contributions: Sequence[Contribution], size: int) -> tuple[Ten
         if isinstance(one, Outer):
             return _one_by_one([one])
         if not one.is_cheaper_by_groups():
-            squares, total = _one_by_one(one.pieces())
-            return squares, one.in_order(total)
-    norms: list[Tensor] = []
-    total: Tensor | None = None
+            norms, total = _one_by_one(one.pieces())
+            return norms, one.in_order(total)
+    if len(contributions) == 1 and isinstance(one, Direct):
+        rows = one.rows(size)
+        return squares_of(rows), rows.sum(0, dtype=torch.promote_types(rows.dtype, torch.float32))
+    squares: list[Tensor] = []
+    summed: Tensor | None = None
     for block in in_blocks(contributions, size):
-        norms.append(squares_of(block))
+        squares.append(squares_of(block))
         precise = torch.promote_types(block.dtype, torch.float32)
         added = block[0] if len(block) == 1 else block.sum(0, dtype=precise)
-        total = added.to(precise, copy=True) if total is None else total.add_(added)
-    assert total is not None
-    return norms[0] if len(norms) == 1 else torch.cat(norms), in_order(contributions, total)
+        summed = added.to(precise, copy=True) if summed is None else summed.add_(added)
+    assert summed is not None
+    return squares[0] if len(squares) == 1 else torch.cat(squares), in_order(contributions, summed)
 
 
 def _one_by_one(parts: Iterable[Outer]) -> tuple[Tensor, Tensor]:
