@@ -29,7 +29,7 @@ from diagnostics.forms import Batch, scalar
 from diagnostics.loss_terms import leading_dimension
 from diagnostics.microbatch import slack_of
 from diagnostics.minibatches import Minibatches
-from diagnostics.objective import Objective
+from diagnostics.objective import NO_GRAPH, Objective
 from diagnostics.output_loss import Categorical, Elementwise, OutputLoss
 from diagnostics.quiet import quiet, reseed
 from diagnostics.recorded.examples import known_sum, lengths, require_uncoupled, rows, shares, some
@@ -124,6 +124,10 @@ class _Batch:
         try:
             return self.objective.batch_outputs(self.index, self.values)
         except DiagnosticsError:
+            return None
+        except RuntimeError as problem:
+            if NO_GRAPH not in str(problem):
+                raise
             return None
 
     def _mapped(self) -> Tensor | None:
