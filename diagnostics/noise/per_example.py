@@ -70,8 +70,8 @@ def per_example_gradient_norms(objective: Objective, *, metric: Tensor | None = 
             None for plain ones.
 
     Raises:
-        DiagnosticsError: batch normalisation or the loss couples the examples; a loss or gradient is not finite; a
-            metric of another shape.
+        DiagnosticsError: batch normalisation or the loss couples the examples; a loss or gradient is not finite;
+            gradients so short that their squares are no numbers; a metric of another shape.
 
     Source: arXiv 1510.01799.
 
@@ -108,6 +108,8 @@ def per_example_gradient_norms(objective: Objective, *, metric: Tensor | None = 
         by_name = {name: squares[name] for name in objective.space.names}
         total = torch.stack(list(by_name.values())).sum(0)
         run.require_finite(total)
+        if weights is None:
+            _require_squares(run, total)
         mean_square = sum(
             square(part if weights is None else part * weights[name].sqrt()) for name, part in run.total.items()
         ) / (count**2)
@@ -117,6 +119,21 @@ def per_example_gradient_norms(objective: Objective, *, metric: Tensor | None = 
                 expected="parameters and data of ordinary size",
             )
     return PerExampleNorms(total.sqrt(), exact(mean_square, run.how), by_name, run.routes, run.how)
+
+
+def _require_squares(run: OnePass, squares: Tensor) -> None:
+    """Refuse gradients all of which are too short to be squared: they would pass for zero."""
+    precision = torch.promote_types(run.objective.space.dtype, torch.float32)
+    longest = float(squares.max())
+    if longest >= run.objective.num_parameters * torch.finfo(precision).tiny:
+        return
+    if longest or any(bool(part.count_nonzero()) for part in run.total.values()):
+        raise DiagnosticsError(
+            "the gradients of all examples are too short for their precision to hold their squares",
+            given=f"{longest**0.5:.2g} at most, in {str(precision).removeprefix('torch.')}",
+            expected="a loss of ordinary size",
+            attempt="model.double(), or the loss times some power of ten",
+        )
 
 
 def per_example_gradient_dots(objective: Objective, vector: Tensor) -> Tensor:

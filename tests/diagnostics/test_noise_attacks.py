@@ -232,6 +232,20 @@ def test_a_mean_gradient_whose_square_is_no_number_is_refused() -> None:
         noise_scale(objective, draws=0)
 
 
+@pytest.mark.parametrize(("size", "kept"), [(1e-12, True), (1e-21, False), (1e-30, False), (0.0, True)])
+def test_gradients_whose_squares_vanish_do_not_pass_for_zero(size: float, kept: bool) -> None:
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(3, 2), torch.randn(20, 3), torch.randn(20, 2)
+    objective = Objective(model, lambda outputs, targets: size * nn.functional.mse_loss(outputs, targets), (x, y))
+    if not kept:
+        with pytest.raises(DiagnosticsError, match=r"too short for their precision.*in float32.*try: model\.double"):
+            per_example_gradient_norms(objective)
+        model.double()
+        objective = Objective(model, objective.form.criterion, (x.double(), y.double()))
+    usual = per_example_gradient_norms(Objective(model, nn.MSELoss(), objective.batches)).norms
+    torch.testing.assert_close(per_example_gradient_norms(objective).norms, size * usual, rtol=1e-6, atol=0.0)
+
+
 def test_ratios_beyond_all_noise_say_why_they_have_no_median() -> None:
     model = nn.Linear(2, 1)
     found = gradient_signal_to_noise(Objective(model, nn.MSELoss(), (torch.ones(20, 2), torch.full((20, 1), 9.0))))
