@@ -75,7 +75,7 @@ def batch_size_advice(noise: GradientNoise | NoiseScale, batch_size: float) -> B
         batch_size: examples per optimizer step, over all ranks and micro-batches.
 
     Raises:
-        DiagnosticsError: no noise; a batch size that is not positive.
+        DiagnosticsError: another kind of noise; a batch size that is not positive.
 
     Source: arXiv 1812.06162.
 

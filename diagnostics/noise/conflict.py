@@ -178,7 +178,7 @@ def group_conflict(source: Objective | GradientGram, groups: Sequence[Any]) -> G
         },
         set(),
     )
-    return GradientConflict((*found.pairs, *_too_small(every)))
+    return GradientConflict((*found.pairs, *_too_small({name: len(found) for name, found in every.items()})))
 
 
 def group_names(groups: Any) -> list[str]:
@@ -206,10 +206,11 @@ def group_names(groups: Any) -> list[str]:
     return [name if len(kinds[name]) == 1 else repr(label) for name, label in zip(names, labels, strict=True)]
 
 
-def _too_small(places: Mapping[str, Draws]) -> Iterator[Pair]:
+def _too_small(sizes: Mapping[str, int]) -> Iterator[Pair]:
     """Every pair with a group of too few examples."""
-    for (one, mine), (other, theirs) in combinations(places.items(), 2):
-        name, least = min(((one, len(mine)), (other, len(theirs))), key=lambda found: found[1])
+    for one, other in combinations(sizes, 2):
+        name = min(one, other, key=lambda group: sizes[group])
+        least = sizes[name]
         if least < FEWEST:
             reason = f"{name!r} has {least} example{'' if least == 1 else 's'}, and at least {FEWEST} are needed"
             yield Pair(one, other, Estimate(math.nan, math.nan, "standard error", reason))

@@ -71,7 +71,8 @@ def per_example_gradient_norms(objective: Objective, *, metric: Tensor | None = 
 
     Raises:
         DiagnosticsError: batch normalisation or the loss couples the examples; a loss or gradient is not finite;
-            gradients so short that their squares are no numbers; a metric of another shape.
+            gradients so short that their squares are no numbers; a metric of another
+            shape, or below zero.
 
     Source: arXiv 1510.01799.
 
@@ -86,6 +87,8 @@ def per_example_gradient_norms(objective: Objective, *, metric: Tensor | None = 
     run = OnePass(objective, mean=True)
     count = run.examples
     weights = None if metric is None else _by_parameter(objective, "metric", metric)
+    if weights is not None and not all(bool((part >= 0).all()) for part in weights.values()):
+        raise DiagnosticsError("metric is below zero", expected="numbers (P,) from 0 up, such as P⁻¹ of an optimizer")
     with quiet(objective.model, objective.mode):
         squares = defaultdict[str, Tensor](lambda: torch.zeros(count, dtype=torch.float64, device=run.device))
 
