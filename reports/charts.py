@@ -24,6 +24,9 @@ MOST_COLUMNS = 120
 LONGEST_NAME = 28
 """Longer layer names are cut."""
 
+OTHER_BAND = 0.2
+"""Opacity of an error band around another series than the first, in the colour of its line."""
+
 
 @dataclass(frozen=True)
 class Line:
@@ -53,7 +56,9 @@ def lines(
         axes.plot(steps, values, color=curve.color, marker=marker, markersize=3, label=curve.label)
         errors = curve.series.errors
         if curve.band and numpy.isfinite(errors).any():
-            axes.fill_between(steps, values - errors, values + errors, color=palette.BAND, linewidth=0, zorder=1)
+            first = curve.color == palette.SERIES[0]
+            shade, alpha = (palette.BAND, 1.0) if first else (curve.color, OTHER_BAND)
+            axes.fill_between(steps, values - errors, values + errors, color=shade, alpha=alpha, linewidth=0, zorder=1)
     positive = all((curve.series.values[numpy.isfinite(curve.series.values)] > 0).all() for curve in curves)
     if log and positive:
         axes.set_yscale("log")

@@ -69,8 +69,9 @@ def per_example_gradient_norms(objective: Objective, *, metric: Tensor | None = 
             None for plain ones.
 
     Raises:
-        DiagnosticsError: batch normalisation or the loss couples the examples; a loss or gradient is not finite; a
-            metric of another shape.
+        DiagnosticsError: batch normalisation or the loss couples the examples; a loss or gradient is not finite;
+            gradients so short that their squares are no numbers; a metric of another
+            shape, or below zero.
 
     Source: arXiv 1510.01799.
 
@@ -85,6 +86,8 @@ def per_example_gradient_norms(objective: Objective, *, metric: Tensor | None = 
     run = OnePass(objective, mean=True)
     count = run.examples
     weights = None if metric is None else _by_parameter(objective, "metric", metric)
+    if weights is not None and not all(bool((part >= 0).all()) for part in weights.values()):
+        raise DiagnosticsError("metric is below zero", expected="numbers (P,) from 0 up, such as P⁻¹ of an optimizer")
     with quiet(objective.model, objective.mode):
         names = objective.space.names
         table = torch.zeros(len(names), count, dtype=torch.float64, device=run.device)
@@ -108,6 +111,8 @@ def per_example_gradient_norms(objective: Objective, *, metric: Tensor | None = 
         run.through(recorded, alone)
         total = table.sum(0)
         run.require_finite(total)
+        if weights is None:
+            _require_squares(run, total)
         mean_square = _square_of_all(
             part if weights is None else part * weights[name].sqrt() for name, part in run.total.items()
         )
@@ -118,6 +123,21 @@ def per_example_gradient_norms(objective: Objective, *, metric: Tensor | None = 
                 expected="parameters and data of ordinary size",
             )
     return PerExampleNorms(total.sqrt(), exact(mean_square, run.how), squares, run.routes, run.how)
+
+
+def _require_squares(run: OnePass, squares: Tensor) -> None:
+    """Refuse gradients all of which are too short to be squared: they would pass for zero."""
+    precision = torch.promote_types(run.objective.space.dtype, torch.float32)
+    longest = float(squares.max())
+    if longest >= run.objective.num_parameters * torch.finfo(precision).tiny:
+        return
+    if longest or any(bool(part.count_nonzero()) for part in run.total.values()):
+        raise DiagnosticsError(
+            "the gradients of all examples are too short for their precision to hold their squares",
+            given=f"{longest**0.5:.2g} at most, in {str(precision).removeprefix('torch.')}",
+            expected="a loss of ordinary size",
+            attempt="model.double(), or the loss times some power of ten",
+        )
 
 
 def per_example_gradient_dots(objective: Objective, vector: Tensor) -> Tensor:
