@@ -34,7 +34,7 @@ DEAD, GROWN, FALLEN = 0.25, 2.0, 0.5
 
 def read(run: Run) -> Chapter:
     """Finding and figure about plasticity."""
-    asked = [record for record in run.records if record.probe == PROBE]
+    asked = run.of(PROBE)
     if not asked:
         return Chapter()
     last, silent = run.last(PROBE, "ratio"), _silent_since(run)
@@ -49,9 +49,8 @@ def _silent_since(run: Run) -> Record | None:
     last = run.last(PROBE, "ratio")
     later = [
         record
-        for record in run.records
-        if record.probe == PROBE
-        and record.status != "ok"
+        for record in run.of(PROBE)
+        if record.status != "ok"
         and record.name in ("ratio", "measurement")
         and not str(record.note).startswith("waits")
         and (last is None or record.step > last.step)

@@ -58,9 +58,8 @@ class _Ranks:
     @classmethod
     def of(cls, run: Run) -> _Ranks:
         records: dict[tuple[str, str | None], dict[int, Record]] = {}
-        for record in run.records:
-            if record.probe == "ranks":
-                records.setdefault((record.name, record.layer), {})[record.step] = record
+        for record in run.of("ranks"):
+            records.setdefault((record.name, record.layer), {})[record.step] = record
         places = tuple(run.layers("ranks", "samples"))
         return cls(
             run, records, places, tuple(sorted({step for place in places for step in records["samples", place]}))

@@ -75,7 +75,7 @@ def _finding(run: Run, source: _Source) -> list[Finding]:
     known = first.values[numpy.isfinite(first.values)]
     if len(known) > 1:
         claim += f", {'up' if last.value > known[0] else 'down'} from {known[0]:.3g}"
-    gone = next((one for one in run.records if _lost(one, source.probe, last.step)), None)
+    gone = next((one for one in run.of(source.probe) if _lost(one, source.probe, last.step)), None)
     if gone is not None:
         claim += f"; from step {gone.step} on it is not to be told"
     used = run.last(source.probe, "batch_size")
@@ -112,7 +112,7 @@ def _lost(record: Record, probe: str, step: int) -> bool:
 
 def _reason(run: Run, probe: str) -> str | None:
     """Why there is no number: of B_simple itself, where the probe came so far."""
-    silent = [record for record in run.records if (record.probe, record.name) == (probe, "simple") and record.note]
+    silent = [record for record in run.of(probe, "simple") if record.note]
     return str(silent[-1].note).rstrip(".") if silent else reason_missing(run, probe)
 
 

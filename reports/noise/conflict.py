@@ -23,11 +23,7 @@ def conflict(run: Run) -> list[Finding]:
     }
     known = {pair: record for pair, record in pairs.items() if record is not None and record.value is not None}
     if not known:
-        silent = [
-            record.note
-            for record in run.records
-            if record.probe == "gradient_alignment" and record.name == "conflict" and record.note
-        ]
+        silent = [record.note for record in run.of("gradient_alignment", "conflict") if record.note]
         if not silent:
             return []
         return [unmeasured(ID, "Conflict between groups", str(silent[-1]).rstrip("."), _MORE, CITATION)]
@@ -37,7 +33,7 @@ def conflict(run: Run) -> list[Finding]:
     }
     worst = min(values, key=lambda pair: values[pair].interval()[1])
     found = values[worst]
-    latest = max(record.step for record in run.records if (record.probe, record.name) == _RECORDS)
+    latest = max(record.step for record in run.of(*_RECORDS))
     stale = f"; at step {latest} no cosine is to be told" if latest > max(r.step for r in known.values()) else ""
     opposed = [pair for pair, value in values.items() if value.interval()[1] < OPPOSED]
     # Whole, where it is no pair: a folder may be damaged, and names may hold anything.
