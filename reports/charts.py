@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from probes.run.reader import Series
 from reports import palette
+from reports.document import curve_id
 
 MOST_COLUMNS = 120
 """More columns than this cannot be told apart in print."""
@@ -58,7 +59,8 @@ def lines(
         if curve.band and numpy.isfinite(errors).any():
             first = curve.color == palette.SERIES[0]
             shade, alpha = (palette.BAND, 1.0) if first else (curve.color, OTHER_BAND)
-            axes.fill_between(steps, values - errors, values + errors, color=shade, alpha=alpha, linewidth=0, zorder=1)
+            band = axes.fill_between(steps, values - errors, values + errors, color=shade, alpha=alpha, linewidth=0)
+            band.set(zorder=1, gid=curve_id(curve.label))
     positive = all((curve.series.values[numpy.isfinite(curve.series.values)] > 0).all() for curve in curves)
     if log and positive:
         axes.set_yscale("log")
