@@ -88,7 +88,9 @@ def test_views_are_compared_by_what_they_say() -> None:
 
 def test_bits_that_are_no_numbers_are_compared_and_have_no_size() -> None:
     packed = torch.arange(16, dtype=torch.uint8).view(4, 4)
-    rows = weight_changes([{"w": packed.view(torch.float4_e2m1fn_x2)}, {"w": (packed + 1).view(torch.float4_e2m1fn_x2)}])
+    rows = weight_changes(
+        [{"w": packed.view(torch.float4_e2m1fn_x2)}, {"w": (packed + 1).view(torch.float4_e2m1fn_x2)}]
+    )
     assert rows.rows[0].changed == 1
     assert rows.rows[0].relative.how.startswith("could not be read as numbers")
 
