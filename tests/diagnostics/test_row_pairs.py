@@ -64,7 +64,7 @@ def test_what_differs_by_more_than_rounding_is_no_copy() -> None:
     """A chain of steps that are small, and not rounding, is one set; none of its ends may be dropped on the way."""
     points = numpy.zeros((40, 4))
     points[:, 2] = 1e-5 * numpy.arange(40)
-    points = numpy.concatenate([points, points[-1:] + [[0, 0, 0.9999 * REACH, 0]]])
+    points = numpy.concatenate([points, points[-1:] + numpy.array([0, 0, 0.9999 * REACH, 0])])
     found = _sets(near_pairs(points, numpy.arange(41), REACH, 10_000))
     assert found == {frozenset(range(41))} == weight_loops.near_sets(points, list(range(41)), REACH)
 
