@@ -120,8 +120,8 @@ def _collapse(ranks: _Ranks) -> Finding | None:
         id="ranks/collapse" + ("_at_start" if at_start else ""),
         # Networks that begin like this have been seen to find out of it within a few steps.
         level="warn" if at_start and len(steps) == 1 else "fail",
-        claim=f"Features are {how} for every input from {short(places[blind])} to the last of {counted(len(places), 'place')}, "
-        f"{since}.",
+        claim=f"Features are {how} for every input from {short(places[blind])} to the last of "
+        f"{counted(len(places), 'place')}, {since}.",
         value=None if zero else exact(_number(last), method_of(last)),
         threshold=f"{ALIKE:g} of their norm",
         meaning=_MEANING,
