@@ -21,6 +21,7 @@ class Chapter:
 
 def unmeasured(id: str, what: str, reason: str, advice: Sequence[str], citation: str) -> Finding:
     """A verdict that could not be reached, with the reason. Never green."""
+    reason = reason.removeprefix("undetermined: ")
     return Finding(
         id=id,
         level="unmeasured",

@@ -6,6 +6,7 @@ can be read, so that nobody has to match colours against a legend.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -129,6 +130,10 @@ def dots(canvas: Canvas, names: Sequence[str], values: Sequence[float], xlabel: 
     axes.set_yticks(range(len(names)), [short(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xscale("log")
+    # Sizes that hardly differ should look it.
+    if values and max(values) < 2.0 * min(values):
+        middle = math.sqrt(min(values) * max(values))
+        axes.set_xlim(middle / 2.0, middle * 2.0)
     axes.set_xlabel(xlabel)
 
 

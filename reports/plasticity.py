@@ -40,7 +40,9 @@ def read(run: Run) -> Chapter:
     last, silent = run.last(PROBE, "ratio"), _silent_since(run)
     if last is None or last.value is None or silent is not None:
         reason = str(silent.note).rstrip(".") if silent is not None else reason_missing(run, PROBE)
-        return Chapter((unmeasured(ID, "Plasticity", reason or "no ratio was recorded", _MORE, CITATION),))
+        # A network that cannot be made anew is no matter of steps; how it can is part of the reason.
+        advice = () if reason is not None and "fresh=" in reason else _MORE
+        return Chapter((unmeasured(ID, "Plasticity", reason or "no ratio was recorded", advice, CITATION),))
     return Chapter((_verdict(run, last),), tuple(_figure(run)))
 
 
