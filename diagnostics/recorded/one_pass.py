@@ -61,13 +61,19 @@ class OnePass:
 
             self.finish(sheet, see)
 
-    def finish(self, sheet: Sheet, see: See) -> None:
-        """Run the examples of a batch by themselves for the parameters that need it, and keep the batch's gradient."""
+    def finish(self, sheet: Sheet, see: See, objective: Objective | None = None) -> None:
+        """Run the examples of a batch by themselves for the parameters that need it, and keep the batch's gradient.
+
+        Args:
+            sheet: of the batch.
+            see: takes places in the batch, and gradients.
+            objective: another loss on the same batches that they are run with.
+        """
         if sheet.watched is not None:
             self.average(sheet.watched.leaf_gradients)
         if sheet.failed:
             summed = None if sheet.plan is None else sheet.plan.summed
-            result = each_alone(self.objective, sheet.index, list(sheet.failed), sheet.scale, summed, see)
+            result = each_alone(objective or self.objective, sheet.index, list(sheet.failed), sheet.scale, summed, see)
             self._note(sheet, result)
             if self.mean:
                 known = () if sheet.watched is None else sheet.watched.leaf_gradients
