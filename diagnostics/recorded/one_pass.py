@@ -12,7 +12,7 @@ from diagnostics.errors import DiagnosticsError
 from diagnostics.objective import Objective
 from diagnostics.recorded.alone import LOOP, VMAP, Alone, See, each_alone
 from diagnostics.recorded.contributions import Contribution
-from diagnostics.recorded.examples import lengths
+from diagnostics.recorded.examples import known_sum, lengths
 from diagnostics.recorded.sheets import Sheet, sheets
 
 RECORDED = "recorded"
@@ -72,7 +72,7 @@ class OnePass:
         if sheet.watched is not None:
             self.average(sheet.watched.leaf_gradients)
         if sheet.failed:
-            summed = None if sheet.plan is None else sheet.plan.summed
+            summed = known_sum(self.objective) if sheet.plan is None else sheet.plan.summed
             result = each_alone(objective or self.objective, sheet.index, list(sheet.failed), sheet.scale, summed, see)
             self._note(sheet, result)
             if self.mean:
@@ -119,7 +119,12 @@ class OnePass:
     @property
     def how(self) -> str:
         """The method in one line."""
-        text = f"one recorded pass for each batch; {self.examples} examples, {self.objective.description}"
+        return f"one recorded pass for each batch; {self.examples} examples, {self.objective.description}{self.exceptions}"
+
+    @property
+    def exceptions(self) -> str:
+        """How many parameters were measured another way; nothing if none was."""
+        text = ""
         for way, words in ((VMAP, "by vmap"), (LOOP, LOOP)):
             count = sum(way in ways for ways in self._ways.values())
             text += f"; {count} of {len(self.routes)} parameters {words}" if count else ""

@@ -17,7 +17,6 @@ from diagnostics.forms import Batch, Form
 from diagnostics.loss_terms import leading_dimension
 from diagnostics.objective import Objective
 from diagnostics.output_loss import OutputLoss
-from diagnostics.recorded.examples import lengths
 
 Weights = Callable[[int], Tensor]
 """v, (C,), for C outputs."""
@@ -51,10 +50,11 @@ class OutputForm:
 
 def of_outputs(objective: Objective, weights: Weights) -> Objective:
     """The mean over all examples of Σ_c v_c f_c, on the batches of an Objective."""
-    counts = lengths(objective)
+    counts = [leading_dimension(batch) for batch in objective.batches]
     shares = [1.0 / sum(counts)] * len(counts)
-    other = objective.rebatched(objective.batches, shares, [float(count) for count in counts], objective.origins)
-    other.form = OutputForm(objective.form, weights)
+    other = objective.rebatched(objective.batches, shares, counts, objective.origins)
+    form = objective.form.form if isinstance(objective.form, OutputForm) else objective.form
+    other.form = OutputForm(form, weights)
     return other
 
 
