@@ -118,6 +118,18 @@ class MappingForm:
         return loss, result
 
 
+def _logits(result: Any) -> Tensor:
+    logits = getattr(result, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise DiagnosticsError(
+            "the model returns no logits",
+            given=type(result).__name__,
+            expected="an output with .loss and .logits",
+            attempt="Objective(model, loss, batches) with a module that returns the outputs",
+        )
+    return logits
+
+
 @dataclass(frozen=True)
 class FunctionForm:
     """``loss_fn(model, batch)``: nothing is known of what happens inside."""

@@ -119,7 +119,9 @@ class OnePass:
     @property
     def how(self) -> str:
         """The method in one line."""
-        return f"one recorded pass for each batch; {self.examples} examples, {self.objective.description}{self.exceptions}"
+        return (
+            f"one recorded pass for each batch; {self.examples} examples, {self.objective.description}{self.exceptions}"
+        )
 
     @property
     def exceptions(self) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from diagnostics.recorded.contributions import Contribution, Convolved, Direct, Lookup, Outer, count_of, materialised
+from diagnostics.recorded.contributions import Contribution, Convolved, Direct, Lookup, Outer, materialised
 
 
 @dataclass(frozen=True)
@@ -205,10 +205,15 @@ def _stacked(some: Sequence[Contribution]) -> Stacked | None:
         if common("right"):
             return Wide(own("left", 3), first.right, turned=False)
         return Wide(own("right", 3), first.left, turned=True) if common("left") else None
-    for name, other, turned in (("sides", "images", False), ("images", "sides", True)):
-        if common(other):
-            grouped = [getattr(one, name).unflatten(2, (first.groups, -1)) for one in some]
-            return WideConvolved(replace(first, **{name: torch.stack(grouped, dim=3).flatten(2, 4)}), len(some), turned)
+
+    def channels(name: str) -> Tensor:
+        """Of all outputs, within each group."""
+        return torch.stack([getattr(one, name).unflatten(2, (first.groups, -1)) for one in some], 3).flatten(2, 4)
+
+    if common("images"):
+        return WideConvolved(replace(first, sides=channels("sides")), len(some), turned=False)
+    if common("sides"):
+        return WideConvolved(replace(first, images=channels("images")), len(some), turned=True)
     return None
 
 

@@ -42,7 +42,9 @@ class Cell:
     found: list[Stacked]
 
 
-def add_kernel(matrix: Tensor, rows: Sequence[Cell], columns: Sequence[Cell], size: int, mirrored: bool, first: int = 0) -> None:
+def add_kernel(
+    matrix: Tensor, rows: Sequence[Cell], columns: Sequence[Cell], size: int, mirrored: bool, first: int = 0
+) -> None:
     """Add the inner products between two sets of cells, of all pairs of outputs or of the same outputs.
 
     Args:
@@ -58,9 +60,7 @@ def add_kernel(matrix: Tensor, rows: Sequence[Cell], columns: Sequence[Cell], si
     others = made if within else [_made(cell, first) for cell in columns if cell.found]
     if not made or not others:
         return
-    pairs = [
-        (one, other) for place, one in enumerate(made) for other in (others[: place + 1] if within else others)
-    ]
+    pairs = [(one, other) for place, one in enumerate(made) for other in (others[: place + 1] if within else others)]
     blocks: Iterable[Tensor] | None = _by_tokens(pairs, whole) or _by_ids(pairs, whole)
     if blocks is None:
         blocks = _by_rows(made, others, pairs, size, whole)
@@ -202,9 +202,7 @@ def _occurrences(one: WideLookup) -> dict[int, tuple[Tensor, Tensor]]:
     }
 
 
-def _by_rows(
-    made: Sequence[_Made], others: Sequence[_Made], pairs: Pairs, size: int, whole: bool
-) -> Iterator[Tensor]:
+def _by_rows(made: Sequence[_Made], others: Sequence[_Made], pairs: Pairs, size: int, whole: bool) -> Iterator[Tensor]:
     """Gradients, some rows of the parameter at a time."""
     cells = {id(cell): cell for cell in (*made, *others)}
     found = [one for cell in cells.values() for one in cell.found]

@@ -51,7 +51,6 @@ NORMALISATIONS: Mapping[Outputs, str] = {
 }
 
 
-
 @dataclass(frozen=True, repr=False)
 class TangentKernel:
     """Inner products between the gradients of a model's outputs.
@@ -132,7 +131,7 @@ class TangentKernel:
 
     @property
     def effective_rank(self) -> Estimate:
-        """exp H(λ/Σλ), H the entropy (Roy and Vetterli, EUSIPCO 2007): how many eigenvalues share the trace."""
+        """How many eigenvalues share the trace: exp H(λ/Σλ), H the entropy (Roy and Vetterli, EUSIPCO 2007)."""
         shares = self.eigenvalues.clamp_min(0.0)
         total = float(shares.sum())
         if not total > 0:
@@ -345,9 +344,7 @@ def _require_finite(matrix: Tensor, width: int) -> None:
 
 def _routes(rows: Records, columns: Records) -> dict[str, str]:
     """How each parameter was measured; where rows and columns differ, the more unusual of both."""
-    return {
-        name: route if route != RECORDED else columns.run.routes[name] for name, route in rows.run.routes.items()
-    }
+    return {name: route if route != RECORDED else columns.run.routes[name] for name, route in rows.run.routes.items()}
 
 
 def _how(objective: Objective, rows: Records, columns: Records, samples: int | None, groups: int) -> str:

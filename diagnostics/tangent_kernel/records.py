@@ -25,8 +25,8 @@ from diagnostics.recorded.stacked_products import Cell
 from diagnostics.recorded.watched import pulled_back
 
 HELD_BYTES = 2**30
-"""Of what was recorded, in the two groups that are held at once. The pass of the largest batch comes on top, and what is
-made of one parameter."""
+"""Of what was recorded, in the two groups that are held at once. The pass of the largest batch comes on top, and what
+is made of one parameter."""
 
 
 class Records:

@@ -16,7 +16,9 @@ Call = Callable[[nn.Module], Tensor]
 def jacobian(model: nn.Module, call: Call, names: Sequence[str] | None = None) -> dict[str, Tensor]:
     """∂f/∂θ, (N, C, P) for each parameter by name, in float64."""
     chosen = {
-        name: p.detach() for name, p in model.named_parameters() if (p.requires_grad if names is None else name in names)
+        name: p.detach()
+        for name, p in model.named_parameters()
+        if (p.requires_grad if names is None else name in names)
     }
     stage = _Stage(model, call)
 
