@@ -2,7 +2,7 @@
 
 With one token ⟨∂f_a(x), ∂f_b(x')⟩ = (x · x')(g_a · g'_b): two products of matrices and one of their entries. With more
 it is Σ_ts (x_t · x'_s)(g_at · g'_bs), or the gradients are built, some rows of the parameter at a time. In an
-embedding only rows of equal ids meet. All of it is in float64: the small eigenvalues of a kernel are differences.
+embedding only rows of equal ids meet. Products are in the precision of the model, and their sums in float64.
 
 Source: arXiv 2206.08720 (structured derivatives) for the choice between the two.
 """
@@ -18,7 +18,10 @@ from torch import Tensor
 from diagnostics.recorded.stacked import Stacked, Wide, WideConvolved, WideDirect, WideLookup
 
 CHUNK_BYTES = 2**23
-"""Of gradients in float64 at once, on each side of the products."""
+"""Of gradients at once, for all cells."""
+
+SMALL = 3
+"""How many times longer a product over tokens takes than one between gradients, of larger matrices; seen on the CPU."""
 
 PIECE = 192
 """Rows of a symmetric product at once: what lies above the diagonal is not computed, in pieces of this size."""
@@ -119,8 +122,10 @@ def _is_cheaper_by_tokens(one: Wide, other: Wide, whole: bool) -> bool:
     (_, _, tokens, outputs, width), (count, _, length, others, _) = one.own.shape, other.own.shape
     breadth = one.common.shape[3]
     pairs = outputs * others if whole else outputs
+    if tokens == length == 1:
+        return True
     by_tokens = tokens * length * (breadth + others * width) + pairs * tokens * width
-    return by_tokens <= pairs * width * breadth + outputs * tokens * width * breadth / count
+    return SMALL * by_tokens <= pairs * width * breadth + outputs * tokens * width * breadth / count
 
 
 def _token_products(one: Wide, other: Wide, whole: bool) -> Tensor:
@@ -129,7 +134,7 @@ def _token_products(one: Wide, other: Wide, whole: bool) -> Tensor:
         return torch.stack([_single(one, other, group, whole) for group in groups]).sum(0)
     (count, _, _, outputs, _), (others, _, _, columns, _) = one.own.shape, other.own.shape
     result = _zeros(one.own, (count, outputs), (others, columns), whole)
-    own, common, theirs, met = (side.double() for side in (one.own, one.common, other.own, other.common))
+    own, common, theirs, met = map(_precise, (one.own, one.common, other.own, other.common))
     for place in range(count):
         # Of a symmetric block one half.
         first = place if other is one else 0
@@ -151,12 +156,14 @@ def _token_products(one: Wide, other: Wide, whole: bool) -> Tensor:
 
 def _single(one: Wide, other: Wide, group: int, whole: bool) -> Tensor:
     """One token: (x · x')(g · g')."""
-    met = one.common[:, group, 0].double() @ other.common[:, group, 0].double().T
-    own, theirs = one.own[:, group, 0].double(), other.own[:, group, 0].double()
-    if not whole:
-        return torch.bmm(own.transpose(0, 1), theirs.permute(1, 2, 0)).mul_(met)
-    products = own.flatten(0, 1) @ theirs.flatten(0, 1).T
-    return products.view(*own.shape[:2], *theirs.shape[:2]).mul_(met[:, None, :, None])
+    common, met = (_precise(side.common[:, group, 0]) for side in (one, other))
+    own, theirs = (_precise(side.own[:, group, 0]) for side in (one, other))
+    result = _zeros(own, own.shape[:2], theirs.shape[:2], whole)
+    _add(result, own, own if other is one else theirs)
+    if whole and other is one:
+        _mirror(result.flatten(2).flatten(0, 1))
+    products = common @ met.T
+    return result.mul_(products[:, None, :, None] if whole else products)
 
 
 def _by_ids(pairs: Pairs, whole: bool) -> Iterator[Tensor] | None:
@@ -192,8 +199,8 @@ def _occurrences(one: WideLookup) -> dict[int, tuple[Tensor, Tensor]]:
     count, _, outputs, width = one.values.shape
     keys = one.ids * count + torch.arange(count, device=one.ids.device)[:, None]
     found, places = torch.unique(keys.flatten(), return_inverse=True)
-    summed = torch.zeros(len(found), outputs * width, dtype=torch.float64, device=one.values.device)
-    summed.index_add_(0, places, one.values.flatten(2).flatten(0, 1).double())
+    values = _precise(one.values).flatten(2).flatten(0, 1)
+    summed = values.new_zeros(len(found), outputs * width).index_add_(0, places, values)
     ids, lengths = torch.unique_consecutive(found // count, return_counts=True)
     parts = zip((found % count).split(lengths.tolist()), summed.split(lengths.tolist()), strict=True)
     return {
@@ -210,8 +217,8 @@ def _by_rows(made: Sequence[_Made], others: Sequence[_Made], pairs: Pairs, size:
     grouped = any(isinstance(one, Wide) and one.own.shape[1] > 1 for one in found)
     width = size // height
     rows = sum(examples * outputs for examples, outputs in (cell.count() for cell in cells.values()))
-    step = height if grouped else max(1, CHUNK_BYTES // (8 * rows * width))
     like = next(value for value in vars(found[0]).values() if isinstance(value, Tensor))
+    step = height if grouped else max(1, CHUNK_BYTES // (4 * rows * width))
     totals = [_zeros(like, one.count(), other.count(), whole) for one, other in pairs]
     for at in range(0, height, step):
         some = slice(at, min(height, at + step))
@@ -224,6 +231,10 @@ def _by_rows(made: Sequence[_Made], others: Sequence[_Made], pairs: Pairs, size:
         yield total
 
 
+def _precise(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def _zeros(like: Tensor, one: tuple[int, int], other: tuple[int, int], whole: bool) -> Tensor:
     (examples, outputs), (others, columns) = one, other
     shape = (examples, outputs, others, columns) if whole else (outputs, examples, others)
@@ -231,9 +242,9 @@ def _zeros(like: Tensor, one: tuple[int, int], other: tuple[int, int], whole: bo
 
 
 def _rows(cell: _Made, some: slice, width: int) -> Tensor:
-    """(N, S, w) in float64."""
+    """(N, S, w)."""
     entries = slice(some.start * width, some.stop * width)
-    parts = [one.rows(entries if isinstance(one, WideDirect) else some).double() for one in cell.found]
+    parts = [_precise(one.rows(entries if isinstance(one, WideDirect) else some)) for one in cell.found]
     return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
 
@@ -246,7 +257,7 @@ def _add(total: Tensor, one: Tensor, other: Tensor) -> None:
     step = PIECE if one is other else len(left)
     for at in range(0, len(left), step):
         rows, columns = slice(at, at + step), slice(0, at + step if one is other else None)
-        flat[rows, columns].addmm_(left[rows], right[columns].T)
+        flat[rows, columns] += left[rows] @ right[columns].T
 
 
 def _mirror(block: Tensor) -> None:

@@ -42,7 +42,7 @@ MOST_PASSES = 2**13
 """Backward passes of each batch. With more outputs, their trace kernel is to be had from samples of them."""
 
 LOST = 16.0
-"""Rounding error of a derivative, relative to its size and in units of ε: we saw up to 1 in small models."""
+"""Rounding errors of an eigenvalue, relative to the size of the kernel and in units of ε: we saw up to 1."""
 
 NORMALISATIONS: Mapping[Outputs, str] = {
     "full": "⟨∂f_a(x), ∂f_b(x')⟩ for every pair of outputs, divided by nothing",
@@ -65,7 +65,7 @@ class TangentKernel:
         normalisation: what an entry is, in words.
         samples: combinations of outputs that were drawn; None for a kernel that is exact.
         errors: (N, M) standard errors of the entries, from the spread over samples; None for a kernel that is exact.
-        rounding: ε of the parameters' dtype: products are in float64, but gradients are in that.
+        rounding: ε of the parameters' dtype, which gradients and their products are in; sums are in float64.
         routes: how each parameter was measured, by name.
         how: in one line.
     """
@@ -114,9 +114,8 @@ class TangentKernel:
 
     @property
     def threshold(self) -> float:
-        """What is no larger cannot be told from an eigenvalue of zero, given the rounding of gradients and of sums."""
-        size = len(self.matrix) * torch.finfo(torch.float64).eps * float(torch.linalg.matrix_norm(self.matrix))
-        return size + (LOST * self.rounding) ** 2 * float(self.matrix.diagonal().sum())
+        """What is no larger cannot be told from an eigenvalue of zero, given the rounding of gradients and products."""
+        return LOST * self.rounding * float(torch.linalg.matrix_norm(self.matrix))
 
     @property
     def condition_number(self) -> Estimate:
