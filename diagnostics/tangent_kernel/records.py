@@ -7,6 +7,7 @@ for every group before it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ HELD_BYTES = 2**30
 """Of what was recorded, in the two groups that are held at once. The pass of the largest batch comes on top, and what
 is made of one parameter."""
 
+_PLANNED: WeakKeyDictionary[Objective, Objective] = WeakKeyDictionary()
+"""The outputs of an Objective, by which plans are found again."""
+
 
 class Records:
     """The gradients of some combinations of outputs, for all examples of an Objective. Works inside ``quiet``.
@@ -42,7 +46,9 @@ class Records:
 
     def __init__(self, objective: Objective, cotangents: Sequence[Weights]) -> None:
         self.cotangents = cotangents
-        whole = of_outputs(objective, at_random)
+        if objective not in _PLANNED:
+            _PLANNED[objective] = of_outputs(objective, at_random)
+        whole = _PLANNED[objective]
         counts = lengths(whole)
         few = _beginnings(whole, [counts.index(max(counts))], FEW + 1)
         share_plans(whole, few)
