@@ -262,5 +262,8 @@ def _add(total: Tensor, one: Tensor, other: Tensor) -> None:
 
 def _mirror(block: Tensor) -> None:
     """What is below the diagonal also above it."""
-    above = torch.ones_like(block, dtype=torch.bool).triu(1)
-    block.copy_(block.T.where(above, block))
+    for at in range(0, len(block), PIECE):
+        rows = slice(at, at + PIECE)
+        corner = block[rows, rows].tril()
+        block[rows, rows] = corner + corner.tril(-1).T
+        block[rows, at + PIECE :] = block[at + PIECE :, rows].T

@@ -89,14 +89,15 @@ def _add(rows: Records, columns: Records, parts: Mapping[str, Tensor], outputs: 
     groups = list(_groups(rows, outputs))
     for place, group in enumerate(groups):
         held = rows.held(*group)
-        against = groups[place:] if within else _groups(columns, outputs)
+        against = groups[place:] if within else list(_groups(columns, outputs))
+        against = [other for other in against if other[1] == group[1] or not equal]
         for other in against:
-            if equal and other[1] != group[1]:
-                continue
             met = held if within and other is group else columns.held(*other)
             for name, size in zip(space.names, space.sizes, strict=True):
                 part = parts[name if name in parts else ""]
                 add_kernel(part, held[name], met[name], size, within, first)
+                if other is against[-1]:
+                    del held[name]
     return len(groups)
 
 

@@ -75,7 +75,7 @@ class Records:
                 first = end
         return spans
 
-    def held(self, batches: range, outputs: slice) -> Mapping[str, list[Cell]]:
+    def held(self, batches: range, outputs: slice) -> dict[str, list[Cell]]:
         """What the passes of some batches record of some outputs, for each parameter."""
         space = self.run.objective.space
         found: dict[str, list[Cell]] = {name: [] for name in space.names}
