@@ -144,6 +144,9 @@ class Stack:
         held, self._held, self._first = self._held, [], []
         if not any(held):
             return []
+        every = {id(tensor): tensor.nbytes for some in held for one in some for tensor in _tensors(one)}
+        if sum(every.values()) > len(held) * self.count * self.size * _itemsize(next(some for some in held if some)):
+            held = [_built(some, self.size) for some in held]
         if all(_alike(one, held[0]) for one in held):
             stacked = [_stacked(some) for some in zip(*held, strict=True)]
             if all(one is not None for one in stacked):

@@ -158,7 +158,7 @@ def _single(one: Wide, other: Wide, group: int, whole: bool) -> Tensor:
     """One token: (x · x')(g · g')."""
     common, met = (_precise(side.common[:, group, 0]) for side in (one, other))
     own, theirs = (_precise(side.own[:, group, 0]) for side in (one, other))
-    result = _zeros(own, own.shape[:2], theirs.shape[:2], whole)
+    result = _zeros(own, (len(own), own.shape[1]), (len(theirs), theirs.shape[1]), whole)
     _add(result, own, own if other is one else theirs)
     if whole and other is one:
         _mirror(result.flatten(2).flatten(0, 1))

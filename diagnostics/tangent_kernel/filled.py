@@ -51,7 +51,7 @@ def equal_pairs(rows: Records, columns: Records, by_layer: bool, mean: bool) -> 
     """The sum of the kernels of each cotangent, or their mean with what their spread says of it: (N, M)."""
     count, shape = len(rows.cotangents), (rows.run.examples, columns.run.examples)
     parts = _zeros(rows, shape, by_layer)
-    squares = _zeros(rows, shape, by_layer=False)[""]
+    squares: Tensor | float = 0.0
     traces: list[float] = []
     fitting = BLOCK_BYTES // max(1, 8 * math.prod(shape) * len(parts))
     step, groups = max(1, min(rows.at_once(), columns.at_once(), fitting)), 0
@@ -63,7 +63,7 @@ def equal_pairs(rows: Records, columns: Records, by_layer: bool, mean: bool) -> 
             parts[name] += part.sum(0)
         if mean:
             whole = Filled(single).whole
-            squares += whole.square().sum(0)
+            squares = squares + whole.square().sum(0)
             traces += whole.diagonal(dim1=1, dim2=2).sum(1).tolist()
     if not mean:
         return Filled(parts, groups=groups)
