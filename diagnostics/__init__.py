@@ -100,6 +100,8 @@ from diagnostics.stability.smoothness import smoothness_fit as smoothness_fit
 from diagnostics.stability.threshold import Threshold as Threshold
 from diagnostics.stability.threshold import threshold as threshold
 from diagnostics.stability.trace_bound import trace_ratio as trace_ratio
+from diagnostics.tangent_kernel.kernel import TangentKernel as TangentKernel
+from diagnostics.tangent_kernel.ntk import ntk as ntk
 from diagnostics.units.activity import unit_activity as unit_activity
 from diagnostics.units.attention import AttentionHeads as AttentionHeads
 from diagnostics.units.attention import HeadAttention as HeadAttention

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,9 @@ class Form(Protocol):
     def terms(self, model: nn.Module, batch: Batch) -> float:
         """How many loss terms the batch holds."""
 
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What the model puts out before the loss."""
+
     def at_outputs(self, model: nn.Module, batch: Batch) -> OutputLoss:
         """The outputs and the loss computed from them, in one graph."""
 
@@ -51,10 +54,9 @@ class PairForm:
         """As the criterion reduces."""
         return pair_terms(self.criterion, batch[1])
 
-    def at_outputs(self, model: nn.Module, batch: Batch) -> OutputLoss:
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
         """The model's output, which must be one tensor."""
-        inputs, targets = batch
-        outputs = model(inputs)
+        outputs = model(batch[0])
         if not isinstance(outputs, Tensor):
             raise DiagnosticsError(
                 "the model's outputs are not one tensor",
@@ -62,6 +64,11 @@ class PairForm:
                 expected="a tensor, for what looks at the loss as a function of the outputs",
                 attempt="a thin module around the model that returns the logits",
             )
+        return outputs
+
+    def at_outputs(self, model: nn.Module, batch: Batch) -> OutputLoss:
+        """The model's output and the criterion's value."""
+        outputs, targets = self.outputs(model, batch), batch[1]
         loss = scalar(self.criterion(outputs, targets))
         criterion = as_module(self.criterion)
         if not is_stock(criterion):
@@ -91,18 +98,14 @@ class MappingForm:
         """Labels that count."""
         return huggingface_terms(model, batch)
 
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The logits."""
+        return _logits(self._run(model, batch)[1])
+
     def at_outputs(self, model: nn.Module, batch: Batch) -> OutputLoss:
         """The logits, with a cross-entropy recognised by its value."""
         loss, result = self._run(model, batch)
-        loss = scalar(loss)
-        logits = getattr(result, "logits", None)
-        if not isinstance(logits, Tensor):
-            raise DiagnosticsError(
-                "the model returns no logits",
-                given=type(result).__name__,
-                expected="an output with .loss and .logits",
-                attempt="Objective(model, loss, batches) with a module that returns the outputs",
-            )
+        loss, logits = scalar(loss), _logits(result)
         return OutputLoss(logits, loss, _recognised(logits, loss, batch.get("labels"), shifts_labels(model)))
 
     def _run(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
@@ -113,6 +116,18 @@ class MappingForm:
                 "the model returned no loss", given=describe(batch), expected="a batch with 'labels'"
             )
         return loss, result
+
+
+def _logits(result: Any) -> Tensor:
+    logits = getattr(result, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise DiagnosticsError(
+            "the model returns no logits",
+            given=type(result).__name__,
+            expected="an output with .loss and .logits",
+            attempt="Objective(model, loss, batches) with a module that returns the outputs",
+        )
+    return logits
 
 
 @dataclass(frozen=True)
@@ -142,7 +157,7 @@ class FunctionForm:
             )
         return number
 
-    def at_outputs(self, model: nn.Module, batch: Batch) -> OutputLoss:
+    def outputs(self, model: nn.Module, batch: Batch) -> NoReturn:
         """Cannot be told."""
         raise DiagnosticsError(
             "the model's outputs cannot be seen inside loss_fn",
@@ -150,6 +165,10 @@ class FunctionForm:
             expected="one that knows the outputs and the loss apart",
             attempt="Objective(model, loss, batches) or Objective.huggingface(model, batches)",
         )
+
+    def at_outputs(self, model: nn.Module, batch: Batch) -> OutputLoss:
+        """Cannot be told either."""
+        self.outputs(model, batch)
 
 
 def scalar(loss: Any) -> Tensor:

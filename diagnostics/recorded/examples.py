@@ -21,6 +21,7 @@ from diagnostics.forms import Batch, PairForm
 from diagnostics.loss_terms import as_module, is_stock, leading_dimension, reduction
 from diagnostics.objective import Objective
 from diagnostics.recorded.contributions import squares_of
+from diagnostics.recorded.outputs import OutputForm
 
 AGREEMENT = 1e-3
 """How far gradients that ought to be equal may be apart, relative to their size: rounding in float32 is far below, a
@@ -96,6 +97,8 @@ def lengths(objective: Objective) -> list[int]:
 def known_sum(objective: Objective) -> bool | None:
     """Whether a loss adds its examples up in place of averaging them; None where only its values can tell."""
     form = objective.form
+    if isinstance(form, OutputForm):
+        return True
     if isinstance(form, PairForm) and is_stock(as_module(form.criterion)):
         return reduction(form.criterion) == "sum"
     return None

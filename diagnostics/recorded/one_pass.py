@@ -12,7 +12,7 @@ from diagnostics.errors import DiagnosticsError
 from diagnostics.objective import Objective
 from diagnostics.recorded.alone import LOOP, VMAP, Alone, See, each_alone
 from diagnostics.recorded.contributions import Contribution
-from diagnostics.recorded.examples import lengths
+from diagnostics.recorded.examples import known_sum, lengths
 from diagnostics.recorded.sheets import Sheet, sheets
 
 RECORDED = "recorded"
@@ -61,13 +61,19 @@ class OnePass:
 
             self.finish(sheet, see)
 
-    def finish(self, sheet: Sheet, see: See) -> None:
-        """Run the examples of a batch by themselves for the parameters that need it, and keep the batch's gradient."""
+    def finish(self, sheet: Sheet, see: See, objective: Objective | None = None) -> None:
+        """Run the examples of a batch by themselves for the parameters that need it, and keep the batch's gradient.
+
+        Args:
+            sheet: of the batch.
+            see: takes places in the batch, and gradients.
+            objective: another loss on the same batches that they are run with.
+        """
         if sheet.watched is not None:
             self.average(sheet.watched.leaf_gradients)
         if sheet.failed:
-            summed = None if sheet.plan is None else sheet.plan.summed
-            result = each_alone(self.objective, sheet.index, list(sheet.failed), sheet.scale, summed, see)
+            summed = known_sum(self.objective) if sheet.plan is None else sheet.plan.summed
+            result = each_alone(objective or self.objective, sheet.index, list(sheet.failed), sheet.scale, summed, see)
             self._note(sheet, result)
             if self.mean:
                 known = () if sheet.watched is None else sheet.watched.leaf_gradients
@@ -113,7 +119,14 @@ class OnePass:
     @property
     def how(self) -> str:
         """The method in one line."""
-        text = f"one recorded pass for each batch; {self.examples} examples, {self.objective.description}"
+        return (
+            f"one recorded pass for each batch; {self.examples} examples, {self.objective.description}{self.exceptions}"
+        )
+
+    @property
+    def exceptions(self) -> str:
+        """How many parameters were measured another way; nothing if none was."""
+        text = ""
         for way, words in ((VMAP, "by vmap"), (LOOP, LOOP)):
             count = sum(way in ways for ways in self._ways.values())
             text += f"; {count} of {len(self.routes)} parameters {words}" if count else ""

@@ -104,7 +104,11 @@ def share_plans(objective: Objective, pieces: Objective) -> None:
 
 
 def sheets(
-    objective: Objective, mean: bool, first: int = 0, see: Callable[[Sheet, str], None] | None = None
+    objective: Objective,
+    mean: bool,
+    first: int = 0,
+    see: Callable[[Sheet, str], None] | None = None,
+    graph: bool = False,
 ) -> Iterator[Sheet]:
     """Each batch that counts, recorded. To be called inside ``quiet``.
 
@@ -114,6 +118,8 @@ def sheets(
         first: the first of the batches.
         see: takes parameters during the backward pass, when what is recorded of them is complete and before it is let
             go of; those that it is not called with are found in the sheet afterwards.
+        graph: whether the outputs are kept with their graph, to be differentiated once more. The loss is then
+            differentiated only where a plan is new, and is compared with examples alone.
 
     Raises:
         DiagnosticsError: examples are coupled, the loss is not made of theirs, or a loss is not finite.
@@ -151,7 +157,9 @@ def sheets(
 
             unwanted = plan.built if mean else plan.seen
             seen = None if see is None else handed_on
-            watched = watch(objective, index, plan.derived, scale, unwanted, seen, copied=plan.writes)
+            watched = watch(
+                objective, index, plan.derived, scale, unwanted, seen, plan.writes, graph, not graph or bool(checked)
+            )
             require_finite(watched, index)
             # A model that went another way than when the plan was made gets a new one.
             if checked or watched.sequence == plan.sequence:

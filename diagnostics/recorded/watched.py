@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from diagnostics.errors import DiagnosticsError
 from diagnostics.objective import Objective, as_constant
@@ -33,12 +34,14 @@ class Watched:
         gradients: at the output of each use; None where it does not reach the loss, or was let go of.
         loss: ℓ_b.
         leaf_gradients: of the loss in the parameters, by name; None where it does not depend on one.
+        outputs: of the model, with their graph, where more than the loss is to be differentiated.
     """
 
     recording: Recording
     gradients: list[Tensor | None]
     loss: float
     leaf_gradients: dict[str, Tensor | None] = field(default_factory=dict)
+    outputs: Tensor | None = None
     _inside: dict[str, dict[int, Layout]] = field(default_factory=dict)
 
     @cached_property
@@ -106,6 +109,8 @@ def watch(
     unwanted: frozenset[str] = frozenset(),
     see: Callable[[Watched, str], None] | None = None,
     copied: bool = True,
+    graph: bool = False,
+    backward: bool = True,
 ) -> Watched:
     """Forward and backward of a batch. To be called inside ``quiet``.
 
@@ -118,6 +123,8 @@ def watch(
         see: called with each parameter when all gradients at its uses are there, for the last time that they are. Not
             called for parameters of which others are derived, nor if the loss is not finite.
         copied: whether the model runs on copies of its parameters and of the batch, as long as it may write into them.
+        graph: whether the outputs are kept with their graph, for ``pulled_back``.
+        backward: False where that alone is wanted.
     """
     leaves = leaves_of(objective, copied)
     values = list(leaves.values())
@@ -127,17 +134,23 @@ def watch(
     asked = {name: value for name, value in leaves.items() if name not in unwanted}
 
     def differentiated() -> Watched:
+        outputs: Tensor | None = None
         with Recording(leaves, derived) as recording:
-            loss = objective.loss_in_place(objective.fresh(index, copied))
-        watched = Watched(recording, [None] * len(recording.uses), float(loss.detach()))
-        if not loss.requires_grad:
+            batch = objective.fresh(index, copied)
+            if graph:
+                at = objective.form.at_outputs(objective.model, batch)
+                outputs, loss = at.outputs, at.loss
+            else:
+                loss = objective.loss_in_place(batch)
+        watched = Watched(recording, [None] * len(recording.uses), float(loss.detach()), outputs=outputs)
+        if not (loss.requires_grad and backward):
             watched.leaf_gradients.update(dict.fromkeys(asked))
             return watched
         handed_on = partial(see, watched) if see is not None and math.isfinite(watched.loss) else None
         arrivals = Arrivals(recording, watched.gradients, asked.values(), handed_on)
         edges = [recording.uses[place].edge for place in arrivals.ends]
         # What was derived from parameters is differentiated again, once for each example.
-        kept = len(recording.values) > len(values)
+        kept = graph or len(recording.values) > len(values)
         with arrivals.awaited():
             wanted = [*edges, *asked.values(), *live]
             found = torch.autograd.grad(scale * loss, wanted, allow_unused=True, retain_graph=kept)
@@ -155,6 +168,37 @@ def watch(
 
     with reentrant_checkpoints_refused(), first_order():
         return objective.placed(values, differentiated)
+
+
+def pulled_back(objective: Objective, watched: Watched, cotangents: Iterable[Tensor]) -> Iterator[Watched]:
+    """The same forward pass differentiated anew for each of some cotangents. To be called inside ``quiet``.
+
+    Args:
+        objective: the whole.
+        watched: with its graph.
+        cotangents: each in the shape of the outputs.
+    """
+    recording, outputs = watched.recording, watched.outputs
+    assert outputs is not None
+    values = [recording.values[name] for name in objective.space.names]
+    for cotangent in cotangents:
+        again = replace(watched, gradients=[None] * len(recording.uses), leaf_gradients={})
+        arrivals = Arrivals(recording, again.gradients, (), None)
+        edges = [recording.uses[place].edge for place in arrivals.ends]
+
+        def differentiated(
+            arrivals: Arrivals = arrivals, edges: list[GradientEdge] = edges, cotangent: Tensor = cotangent
+        ) -> tuple[Tensor, ...]:
+            with arrivals.awaited():
+                return torch.autograd.grad(outputs, edges, cotangent, retain_graph=True, allow_unused=True)
+
+        found: tuple[Tensor, ...] = ()
+        if outputs.requires_grad and edges:
+            with reentrant_checkpoints_refused(), first_order():
+                found = objective.placed(values, differentiated)
+        for place, gradient in zip(arrivals.ends, found, strict=False):
+            again.gradients[place] = gradient
+        yield again
 
 
 def gradients(objective: Objective, index: int | None) -> dict[str, Tensor]:
