@@ -137,7 +137,7 @@ def _cosine(one: Tensor, other: Tensor) -> float:
 
 
 def _how(objective: Objective, drawn: bool, count: int) -> str:
-    text = f"{count} losses, {'a random filter-normalised direction' if drawn else 'directions as given'}"
+    text = f"{count} losses{', a random filter-normalised direction' if drawn else ''}"
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in objective.model.modules()):
         own = objective.mode == "train"
         text += f"; batch normalisation by {'each batch itself' if own else 'the statistics kept at the centre'}"
