@@ -137,4 +137,5 @@ def _root(middle: Tensor) -> Tensor:
             given=f"curvature {float(values.min()):.3g}",
             expected="a loss such as mean squared error or cross-entropy",
         )
-    return vectors @ torch.diag_embed(values.clamp_min(0.0).sqrt()) @ vectors.mT
+    root: Tensor = vectors @ torch.diag_embed(values.clamp_min(0.0).sqrt()) @ vectors.mT
+    return root

@@ -123,11 +123,9 @@ def telescoped(steps: Sequence[Linearisation]) -> Estimate:
             given=f"shapes {sorted({tuple(step.actual.shape) for step in steps})}",
             expected="one linearisation(objective, update) for each of several consecutive steps",
         )
-    predicted, actual = (
-        torch.stack([getattr(step, name) for step in steps]).sum(0) for name in ("predicted", "actual")
-    )
+    whole = [torch.stack([getattr(step, name) for step in steps]).sum(0) for name in ("predicted", "actual")]
     rounding = math.hypot(*(step.rounding for step in steps))
-    return _relative(predicted, actual, rounding, f"{len(steps)} steps; {steps[0].error.how}")
+    return _relative(whole[0], whole[1], rounding, f"{len(steps)} steps; {steps[0].error.how}")
 
 
 def _relative(predicted: Tensor, actual: Tensor, rounding: float, how: str) -> Estimate:

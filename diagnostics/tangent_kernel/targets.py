@@ -1,4 +1,4 @@
-"""What a kernel is held against: targets, residuals or any other function on its examples, as numbers of each output."""
+"""What a kernel is held against: targets, residuals or any other function on its examples, output by output."""
 
 from __future__ import annotations
 

@@ -34,6 +34,7 @@ def kernel_variation(kernels: Iterable[TangentKernel]) -> Estimate:
     Source: arXiv 1909.05989.
 
     Example:
+        >>> import torch
         >>> from diagnostics import Objective, ntk
         >>> x = torch.eye(3)
         >>> def draw(seed):
@@ -61,6 +62,8 @@ def kernel_variation(kernels: Iterable[TangentKernel]) -> Estimate:
         return Estimate(math.nan, math.nan, "standard error", f"the kernels are zero; {how}")
     stack = stack / size
     without = numpy.array([_relative(numpy.delete(stack, place, 0)) for place in range(count)])
+    if not numpy.isfinite(without).all():
+        return Estimate(math.nan, math.nan, "standard error", f"the mean kernel cannot be told from zero; {how}")
     return jackknifed(_relative(stack), without, how)
 
 
