@@ -39,6 +39,7 @@ from probes.run.records import Record
 from probes.sharpening import Sharpening
 from probes.sharpness import Sharpness
 from probes.spectrum import Spectrum
+from probes.tangent_kernel import TangentKernel
 from probes.units import Units
 
 PARTS = {"spectrum": {"density": "smallest eigenvalue", "smallest": "sharpest directions", "largest": "layers"}}
@@ -136,7 +137,7 @@ def _probes(only: Collection[str] | None) -> list[Probe]:
     # One measurement, in which a flow may be followed to its end, and eigenvectors told apart.
     around: list[Probe] = [Sharpening(tol=1e-3), AscentSharpness(), BatchLadder(), GradientFlow(max_gradients=20_000)]
     noise: list[Probe] = [NoiseScale(draws=16), GradientAlignment(), OpposingSignals()]
-    alive: list[Probe] = [AttentionHeads(), FeatureRank(), Plasticity()]
+    alive: list[Probe] = [AttentionHeads(), FeatureRank(), Plasticity(), TangentKernel()]
     named: list[Probe] = [GradientCurvature(), Spectrum(steps=64), *noise, *around, *alive]
     return [probe for probe in (*probes, *named) if probe.name in only]
 
