@@ -129,11 +129,10 @@ def targets_of(objective: Objective) -> Tensor:
     Raises:
         DiagnosticsError: that cannot be told, as for tokens.
     """
-    found = []
+    found: list[Tensor] = []
     for batch, count in zip(objective.batches, lengths(objective), strict=True):
         targets = batch.get("labels") if isinstance(batch, dict) else batch[1]
-        whole = isinstance(targets, Tensor) and targets.ndim > 0 and len(targets) == count
-        if not whole or not (targets.ndim == 1 or targets.is_floating_point()):
+        if not (isinstance(targets, Tensor) and _of_examples(targets, count)):
             raise DiagnosticsError(
                 "targets of single examples cannot be told",
                 given=f"{type(targets).__name__} {tuple(getattr(targets, 'shape', ()))} for {count} examples",
@@ -141,6 +140,10 @@ def targets_of(objective: Objective) -> Tensor:
             )
         found.append(targets)
     return torch.cat(found)
+
+
+def _of_examples(targets: Tensor, count: int) -> bool:
+    return targets.ndim > 0 and len(targets) == count and (targets.ndim == 1 or targets.is_floating_point())
 
 
 def _by_itself(kernel: diagnostics.TangentKernel) -> Iterator[Reading]:
