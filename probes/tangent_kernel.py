@@ -178,15 +178,20 @@ def _since(start: _Start, kernel: diagnostics.TangentKernel, moment: Moment) -> 
         yield Reading("moved", exact(moved, f"‖θ − θ₀‖/‖θ₀‖ of all parameters {since}"))
     if bool(away.any()):
         # Seen from its end, as many tangents hold as from its start.
-        yield reading_of(
-            "linearisation", linearisation(some, -away).error, note=f"all steps {since}, seen from the end"
-        )
+        yield _first_order("linearisation", some, -away, f"all steps {since}, seen from the end")
     try:
         update = last_update(moment.updates, some)
     except DiagnosticsError as reason:
         yield Reading("step_linearisation", None, status="skipped", note=str(reason))
-        return
-    yield reading_of("step_linearisation", linearisation(some, -update).error, note="the last step, seen from its end")
+    else:
+        yield _first_order("step_linearisation", some, -update, "the last step, seen from its end")
+
+
+def _first_order(name: str, some: Objective, update: Tensor, note: str) -> Reading:
+    try:
+        return reading_of(name, linearisation(some, update).error, note=note)
+    except DiagnosticsError as reason:
+        return Reading(name, None, status="skipped", note=str(reason))
 
 
 def _beside_targets(some: Objective, kernel: diagnostics.TangentKernel, top: int) -> Iterator[Reading]:
@@ -207,13 +212,24 @@ def _beside_targets(some: Objective, kernel: diagnostics.TangentKernel, top: int
     count = min(top, kernel.examples)
     note = f"share of the targets in the {count} largest modes"
     yield reading_of("label_energy", kernel_modes(kernel, targets).top(count), note=note)
-    order = numpy.arange(kernel.examples)
-    if targets.ndim == 1 and not targets.is_floating_point():
-        order = numpy.argsort(targets.cpu().numpy(), kind="stable")
+    classes = _classes(targets)
+    order = numpy.arange(kernel.examples) if classes is None else numpy.argsort(classes, kind="stable")
+    if classes is not None:
         note = "the class of each example, in the order of the kernel's array"
-        yield Reading("classes", float(len(targets.unique())), note=note, array=targets.cpu().numpy()[order])
+        yield Reading("classes", float(len(numpy.unique(classes))), note=note, array=classes[order])
     matrix = kernel.matrix.cpu().numpy()[numpy.ix_(order, order)].astype(numpy.float32)
     yield Reading("kernel", float(kernel.examples), note="by class, where there are classes", array=matrix)
+
+
+def _classes(targets: Tensor) -> numpy.ndarray | None:
+    """Of each example; None where targets are other values than one-hot vectors."""
+    if targets.is_floating_point():
+        rows = targets.reshape(len(targets), -1)
+        if rows.shape[1] < 2 or not bool(((rows == 0) | (rows == 1)).all() & (rows.sum(1) == 1).all()):
+            return None
+        targets = rows.argmax(1)
+    classes: numpy.ndarray = targets.cpu().numpy()
+    return classes
 
 
 def _left(start: _Start, kernel: diagnostics.TangentKernel) -> Iterator[Reading]:
@@ -231,9 +247,9 @@ def _left(start: _Start, kernel: diagnostics.TangentKernel) -> Iterator[Reading]
     squares = (then.energies * then.norm**2).tolist()
     first, end = 0, 1
     while first < len(squares):
-        name = f"{first + 1}" if end - first == 1 else f"{first + 1} to {min(end, len(squares))}"
+        name = f"mode {end}" if end - first == 1 else f"modes {first + 1} to {min(end, len(squares))}"
         size = exact(sum(squares[first:end]) ** 0.5, "norm of the residual along modes of the first kernel")
-        yield Reading("residual", size, f"modes {name}")
+        yield Reading("residual", size, name)
         first, end = end, GROWTH * end
 
 

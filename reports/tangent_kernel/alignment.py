@@ -22,6 +22,9 @@ CITATION = "Baratin et al., arXiv 2008.00938; Lou et al., arXiv 2110.11749"
 MOST = 6
 """Layers in a figure, as many as there are colours: the first, the last, and those between that are aligned most."""
 
+LEAST = 0.1
+"""Of alignment, from the bottom of the figure to its top."""
+
 
 def alignment(run: Run) -> list[Finding]:
     """How the kernel came to fit the targets; nothing is alleged."""
@@ -128,3 +131,7 @@ def _shown(run: Run, layers: list[str]) -> list[str]:
 def _draw(curves: list[Line], canvas: Canvas) -> None:
     (axes,) = stacked(canvas, (1,))
     lines(axes, curves, "alignment")
+    low, high = axes.get_ylim()
+    # What hardly moves shall look so.
+    wider = max(0.0, LEAST - (high - low)) / 2
+    axes.set_ylim(low - wider, high + wider)

@@ -9,6 +9,6 @@ from reports.tangent_kernel import alignment, matrix, modes, regime, spread
 
 def read(run: Run) -> Chapter:
     """Findings and figures about the tangent kernel."""
-    findings = (*spread.spread(run), *regime.regime(run), *alignment.alignment(run), *modes.left(run))
+    findings = (*regime.regime(run), *alignment.alignment(run), *modes.left(run), *spread.spread(run))
     figures = (*regime.figure(run), *alignment.figure(run), *matrix.figure(run), *modes.figure(run))
     return Chapter(findings, tuple(figures))

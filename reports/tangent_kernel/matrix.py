@@ -26,14 +26,18 @@ def figure(run: Run) -> list[Figure]:
         return []
     classes = _classes(run, len(panels[-1][1]))
     rows = tuple((step, *_means(cosines, classes)) for step, cosines in panels)
-    ordered = "" if classes is None else " Examples are ordered by class, and ticks stand where a class begins."
+    ordered = (
+        ""
+        if classes is None
+        else " Examples are ordered by class, and ticks stand where a class begins. Where blocks along the diagonal "
+        "stand out, examples of a class are learned together."
+    )
     return [
         Figure(
             id="kernel-matrix",
             title="The tangent kernel",
             caption="Cosines between the output gradients of all pairs of examples, at the first check and the last: "
-            f"how much of a step on one is felt by another.{ordered} Where blocks along the diagonal stand out, "
-            "examples of a class are learned together.",
+            f"how much of a step on one is felt by another.{ordered}",
             alt="; ".join(f"mean cosine of {step}" for step in (_said(row) for row in rows)) + ".",
             draw=partial(_draw, panels, classes),
             table=Table(("step", "mean cosine within classes", "between classes"), rows),

@@ -28,10 +28,10 @@ def spread(run: Run) -> list[Finding]:
         return []
     alike = last.value < ALIKE
     if alike:
-        claim = f"The tangent kernel does not tell examples apart at step {last.step}: their gradients are the same to "
-        claim += f"{max(last.value, 0.0):.1g} of its trace"
+        claim = f"The tangent kernel does not tell examples apart at step {last.step}: the gradients of their outputs "
+        claim += "are the same"
     else:
-        claim = f"Of the tangent kernel {last.value:.2g} sets examples apart at step {last.step}"
+        claim = f"At step {last.step} {last.value:.2g} of the trace of the tangent kernel tells examples apart"
     if rank is not None and rank.value is not None and rank.step == last.step:
         claim += f"; its effective rank is {rank.value:.3g}"
         examples = run.last(PROBE, "examples")
