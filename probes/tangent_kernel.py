@@ -177,19 +177,19 @@ def _since(start: _Start, kernel: diagnostics.TangentKernel, moment: Moment) -> 
         moved = float(torch.linalg.vector_norm(away, dtype=torch.float64)) / size
         yield Reading("moved", exact(moved, f"‖θ − θ₀‖/‖θ₀‖ of all parameters {since}"))
     if bool(away.any()):
-        # Seen from its end, as many tangents hold as from its start.
-        yield _first_order("linearisation", some, -away, f"all steps {since}, seen from the end")
+        yield _first_order("linearisation", some, away, start.values, f"all steps {since}")
     try:
         update = last_update(moment.updates, some)
     except DiagnosticsError as reason:
         yield Reading("step_linearisation", None, status="skipped", note=str(reason))
     else:
-        yield _first_order("step_linearisation", some, -update, "the last step, seen from its end")
+        before = some.space.flatten(some.space.values()).double() - update.double()
+        yield _first_order("step_linearisation", some, update, before, "the last step")
 
 
-def _first_order(name: str, some: Objective, update: Tensor, note: str) -> Reading:
+def _first_order(name: str, some: Objective, update: Tensor, at: Tensor, note: str) -> Reading:
     try:
-        return reading_of(name, linearisation(some, update).error, note=note)
+        return reading_of(name, linearisation(some, update, at=at).error, note=note)
     except DiagnosticsError as reason:
         return Reading(name, None, status="skipped", note=str(reason))
 

@@ -60,12 +60,14 @@ class Linearisation:
         return f"Linearisation({self})"
 
 
-def linearisation(objective: Objective, update: Tensor) -> Linearisation:
-    """The change of the outputs by an update at the present parameters, and its first-order prediction.
+def linearisation(objective: Objective, update: Tensor, *, at: Tensor | None = None) -> Linearisation:
+    """The change of the outputs by an update, and its first-order prediction.
 
     Args:
         objective: made with ``Objective(model, loss, batches)`` or ``Objective.huggingface``.
         update: Δ, shape (P,), in the order of ``objective.space``: θ' − θ, learning rate and all.
+        at: θ, likewise (P,), where tangents are taken; the present parameters by default. Buffers, and parameters that
+            were not selected, are those of the present.
 
     Raises:
         DiagnosticsError: outputs that cannot be seen, differ in number from example to example, or are not finite
@@ -85,14 +87,16 @@ def linearisation(objective: Objective, update: Tensor) -> Linearisation:
     predicted, actual, sizes, refused = [], [], [], ""
     with quiet(objective.model, objective.mode):
         start = objective.space.flatten(objective.space.values()).double()
+        if at is not None:
+            start = parameter_vector(objective, at, "at")
         after = moved(objective, start, delta)
         # The step that is taken: what single precision makes of θ + Δ.
-        before = objective.space.values()
+        before = moved(objective, start, torch.zeros_like(delta))
         step = [end - begin for end, begin in zip(after, before, strict=True)]
         for index, count in enumerate(lengths(objective)):
-            pushed, refused = _pushed(objective, index, step, refused)
+            pushed, refused = _pushed(objective, index, before, step, refused)
             with torch.no_grad():
-                ends = [flattened(objective.batch_outputs(index, at).outputs, count) for at in (before, after)]
+                ends = [flattened(objective.batch_outputs(index, end).outputs, count) for end in (before, after)]
             predicted.append(flattened(pushed.detach(), count).double())
             actual.append(ends[1].double() - ends[0].double())
             sizes.append(ends[0].double())
@@ -135,9 +139,11 @@ def _relative(predicted: Tensor, actual: Tensor, rounding: float, how: str) -> E
     return Estimate(float(torch.linalg.vector_norm(actual - predicted)) / size, rounding / size, "residual", how)
 
 
-def _pushed(objective: Objective, index: int, step: Sequence[Tensor], refused: str) -> tuple[Tensor, str]:
+def _pushed(
+    objective: Objective, index: int, at: Sequence[Tensor], step: Sequence[Tensor], refused: str
+) -> tuple[Tensor, str]:
     """J Δ for one batch, and why double backward would not do."""
-    leaves = [value.requires_grad_() for value in objective.space.values()]
+    leaves = [value.detach().clone().requires_grad_() for value in at]
     every = slice(0, len(leaves))
     if not refused:
         try:

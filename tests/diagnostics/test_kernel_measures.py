@@ -236,6 +236,10 @@ def test_the_first_order_prediction_is_the_jacobian_and_its_error_shrinks_with_t
     assert float(found.error) == expected
     smaller = float(linearisation(objective, 0.1 * update).error)
     assert smaller == pytest.approx(0.1 * expected, rel=0.2)
+    away = linearisation(objective, update, at=theta - update)
+    torch.testing.assert_close(away.actual, outputs(theta) - outputs(theta - update))
+    before = twin.differences(outputs, theta - update) @ update
+    torch.testing.assert_close(away.predicted.flatten(), before, rtol=1e-6, atol=1e-9)
     still = linearisation(objective, torch.zeros_like(update))
     assert not still.error.determined
     assert "no more than rounding" in str(still)

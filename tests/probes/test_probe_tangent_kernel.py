@@ -39,7 +39,7 @@ def test_every_number_is_that_of_a_direct_call() -> None:
     moved = float(torch.linalg.vector_norm(end - theta, dtype=torch.float64))
     size = float(torch.linalg.vector_norm(theta, dtype=torch.float64))
     assert float(got["moved", None].value) == pytest.approx(moved / size)
-    assert got["linearisation", None].value == linearisation(toy.objective, theta - end).error
+    assert got["linearisation", None].value == linearisation(toy.objective, end - theta, at=theta).error
     assert got["alignment", None].value == now.alignment(toy.y, centred=True)
     assert got["alignment_uncentred", None].value == now.alignment(toy.y)
     table = kernel_layers(now, toy.y, centred=True)
