@@ -85,9 +85,7 @@ if __name__ == "__main__":
         print(f"outputs × {alpha:g}: {said[alpha].claim} {said[alpha].meaning}")
     assert "is rich" in said[0.2].claim
     assert "is lazy" in said[30.0].claim
-    assert 5 < seen[10.0]["distance"] / seen[30.0]["distance"] < 13, (
-        "the kernel moves by 1/α, and distances are squares"
-    )
+    assert 5 < seen[10.0]["distance"] / seen[30.0]["distance"] < 13, "the kernel moves by 1/α, distances by 1/α²"
     assert 2 < seen[10.0]["linearisation"] / seen[30.0]["linearisation"] < 4
     assert seen[0.2]["alignment"] > seen[30.0]["alignment"] + 0.03, "only features that change turn to the classes"
     assert ranks[2] > ranks[8] > ranks[64]

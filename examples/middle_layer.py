@@ -1,0 +1,68 @@
+"""The tangent kernel turns towards the classes, and most of all in a middle layer.
+
+Every layer makes a part of the kernel. At the start of a network on the digits the part of the first layer fits the
+classes best: it sees the images themselves, and what random layers make of them afterwards only blurs it. With
+training the parts of the layers behind it rise, and a hidden layer in the middle overtakes: features before it are too
+raw for the classes, and behind it only the answers are read off. Trained lazily, with outputs times a hundred, nothing
+of this happens.
+
+Lou et al., arXiv 2110.11749; Baratin et al., arXiv 2008.00938. Takes some seconds.
+"""
+
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from diagnostics import Objective
+from probes import Monitor, Run, TangentKernel
+from reports.demo.digits import digits
+
+STEPS = 400
+LAYERS = ("0", "2", "4", "6")
+
+
+def train(scale: float, folder: Path) -> tuple[list[float], list[float]]:
+    """Alignment of the part of each layer, at the start and at the end."""
+    torch.manual_seed(0)
+    images, labels = digits(400)
+    parts = [
+        nn.Linear(64, 48),
+        nn.ReLU(),
+        nn.Linear(48, 48),
+        nn.ReLU(),
+        nn.Linear(48, 48),
+        nn.ReLU(),
+        nn.Linear(48, 10),
+    ]
+    model = nn.Sequential(*parts)
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(scale * outputs, targets)
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1 / scale**2)
+    objective = Objective(model, loss, (images, labels))
+    probes = [TangentKernel(examples=64)]
+    with Monitor(model, optimizer, objective, out=folder, probes=probes, every=STEPS, budget=None):
+        for _ in range(STEPS):
+            batch = torch.randint(len(images), (32,))
+            optimizer.zero_grad()
+            loss(model(images[batch]), labels[batch]).backward()
+            optimizer.step()
+    run = Run.open(folder)
+    series = [run.series("tangent_kernel", "alignment", layer).values for layer in LAYERS]
+    return [float(values[0]) for values in series], [float(values[-1]) for values in series]
+
+
+if __name__ == "__main__":
+    print("alignment with the classes, by layer:", "   ".join(LAYERS))
+    with tempfile.TemporaryDirectory() as out:
+        start, rich = train(1.0, Path(out) / "rich")
+        _, lazy = train(100.0, Path(out) / "lazy")
+    for name, values in (("start", start), ("trained", rich), ("trained lazily", lazy)):
+        print(f"{name:>36}", " ".join(f"{value:.2f}" for value in values))
+    assert max(start) == start[0], "at the start the first layer is aligned best"
+    assert max(rich) in rich[1:3], "after training a middle one is"
+    assert max(end - begin for begin, end in zip(start, rich, strict=True)) > 0.1
+    assert max(abs(end - begin) for begin, end in zip(start, lazy, strict=True)) < 0.03, "control: nothing moves"
