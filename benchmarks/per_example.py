@@ -22,7 +22,9 @@ from diagnostics import per_example_gradient_norms
 
 NETWORKS = ("MLP", "CNN", "GroupNorm CNN", "transformer")
 TIME_AIM = 1.35
-SECONDS, ROUNDS = 20, 60
+SECONDS, ROUNDS = 40, 60
+HEAVY = 10
+"""Gradients: who takes longer has its turn once, and the others have theirs."""
 
 
 class PerToken(nn.CrossEntropyLoss):
@@ -49,14 +51,20 @@ def main() -> None:
     reasons: dict[str, str] = {}
     for each in problems:
         calls = contestants(each)
-        first = in_turns(calls)
-        _note(errors, reasons, each, first)
-        taken = in_turns({"gradient": each.gradient, **calls}, SECONDS, ROUNDS)
+        turns = {"gradient": each.gradient, **calls}
+        in_turns(turns)
+        first = in_turns(turns)
+        _note(errors, reasons, each, {name: first[name] for name in calls})
+        heavy = {name for name, result in first.items() if result.median > HEAVY * first["gradient"].median}
+        taken = in_turns(
+            {name: call for name, call in turns.items() if name not in heavy}, SECONDS, ROUNDS, before=each.gradient
+        )
+        taken |= {name: first[name] for name in heavy}
         _clock(times, each.name, taken)
         _weigh(memory, each, {name: call for name, call in calls.items() if not first[name].failure})
     show("time, in gradients", times)
     print("  every call of ours on a new Objective plans anew: the gradients of two examples alone\n")
-    show("largest relative error, against a loop over examples in float64", errors)
+    show("largest error, in the longest gradient, against a loop over examples in float64", errors)
     show("\nmost memory at once, in that of a gradient", memory)
     for name, reason in reasons.items():
         print(f"  {name}: {reason}")
@@ -126,7 +134,7 @@ def peak(call: Callable[[], Any]) -> float:
 def _note(errors: Rows, reasons: dict[str, str], each: Problem, taken: dict[str, Taken]) -> None:
     truth = loop(each)
     for name, result in taken.items():
-        error = "fails" if result.failure else f"{float((result.value.double() / truth - 1).abs().max()):.0e}"
+        error = "fails" if result.failure else f"{float((result.value.double() - truth).abs().max() / truth.max()):.0e}"
         errors.setdefault(name, {})[each.name] = error
         if result.failure:
             reasons.setdefault(f"{name} on the {each.name}", result.failure)

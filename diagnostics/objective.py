@@ -28,6 +28,9 @@ from diagnostics.quiet import Mode, quiet, reseed
 from diagnostics.reentrant import reentrant_checkpoints_refused
 
 T = TypeVar("T")
+
+NO_GRAPH = "require grad"
+"""In what torch says where something is to be differentiated and gradients are off."""
 LossFunction = Callable[[nn.Module, Batch], Tensor]
 
 
@@ -166,6 +169,7 @@ class Objective:
         self._stage = _Stage(self.model)
         self._unreached: set[int] = set()
         self._differentiated: set[int] = set()
+        self._derives = False
         self.verified_routes: dict[str, float] = {}
         """Routes that have been seen to agree with central differences on this model, and the rounding seen there."""
 
@@ -184,11 +188,29 @@ class Objective:
     def batch_loss(self, index: int, values: Sequence[Tensor]) -> Tensor:
         """ℓ_b at the given parameter values, differentiable in them. To be called inside ``quiet``.
 
+        Where gradients are off it is a constant; a loss that takes derivatives of the model itself has them all the
+        same, as those of differential equations, gradient penalties and force fields do.
+
         Args:
             index: which batch.
             values: one tensor per selected parameter.
         """
-        return self.placed(values, lambda: self.loss_in_place(self.fresh(index)))
+
+        def lost(at: Sequence[Tensor]) -> Tensor:
+            return self.placed(at, lambda: self.loss_in_place(self.fresh(index)))
+
+        if torch.is_grad_enabled():
+            return lost(values)
+        if not self._derives:
+            try:
+                return lost(values)
+            except RuntimeError as problem:
+                if NO_GRAPH not in str(problem):
+                    raise
+        with torch.enable_grad():
+            result = lost([value.detach().requires_grad_() for value in values]).detach()
+        self._derives = True
+        return result
 
     def loss_in_place(self, batch: Batch) -> Tensor:
         """The loss of the model with the tensors that it has at the moment. To be called inside ``placed``."""

@@ -47,7 +47,7 @@ class Churn:
             return
         if measured.changed is not None and measured.interval is not None:
             low, high = measured.interval
-            others = f"for other examples {low:.3g} to {high:.3g} (95 %)"
+            others = f"for other examples {low:.2%} to {high:.2%}, with 95% confidence"
             yield Reading("changed", measured.changed, note=others)
             yield Reading("predictions", float(measured.predictions))
         yield reading_of("mean_change", measured.mean_change)

@@ -16,6 +16,7 @@ from diagnostics import (
     group_conflict,
 )
 from diagnostics.arguments import real_number, whole_number
+from diagnostics.noise.conflict import group_names
 from probes.probe import Cost, Moment, Need, Reading
 from probes.readings import reading_of
 
@@ -35,7 +36,7 @@ class GradientAlignment:
         every: own schedule; the Monitor's by default.
 
     Raises:
-        DiagnosticsError: a threshold or batch size that is none; one without the other.
+        DiagnosticsError: groups that are no labels; a threshold or batch size that is none; one without the other.
 
     Source: arXiv 1904.06963 (confusion), 1710.11258 (tests), 2006.15429 (clipping), 2001.06782 (conflict).
     """
@@ -49,6 +50,8 @@ class GradientAlignment:
     cost: ClassVar[Cost] = "expensive"
 
     def __post_init__(self) -> None:
+        if self.groups is not None:
+            group_names(self.groups)
         if (self.max_norm is None) != (self.batch_size is None):
             raise DiagnosticsError(
                 "max_norm and batch_size go together",
@@ -61,7 +64,7 @@ class GradientAlignment:
 
     def settings(self) -> dict[str, Any]:
         """What clipping is measured for, and how many groups there are."""
-        count = None if self.groups is None else len({str(label) for label in self.groups})
+        count = None if self.groups is None else len(set(group_names(self.groups)))
         return {"groups": count, "max_norm": self.max_norm, "batch_size": self.batch_size}
 
     def measure(self, moment: Moment) -> Iterator[Reading]:

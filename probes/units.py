@@ -47,7 +47,11 @@ class Units:
 
     def measure(self, moment: Moment) -> Iterator[Reading]:
         """One pass over the objective's batches, forwards and backwards."""
-        table = unit_activity(moment.model, moment.objective, self.tau)
+        try:
+            table = unit_activity(moment.model, moment.objective, self.tau)
+        except DiagnosticsError as reason:
+            yield Reading("units", None, status="skipped", note=str(reason))
+            return
         if not table.rows:
             yield Reading("units", None, status="skipped", note="the model ran no non-linearity that is known here")
         for row in table.rows:

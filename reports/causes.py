@@ -26,7 +26,10 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
     "weights/finite": ("sharpness/", *_CURVATURE, "learning_rate/", *_ALIVE, "training/"),
     "units/dead_at_start": ("sharpness/", *_CURVATURE, "learning_rate/", *_ALIVE, "training/"),
     "sharpness/regime": (*_CURVATURE, "learning_rate/", *_ALIVE, "training/"),
-    "units/dead": ("learning_rate/", "ranks/", "plasticity/", "tangent_kernel/", "training/loss"),
+    "units/dead": (
+        *("learning_rate/", "ranks/", "plasticity/", "tangent_kernel/", "training/loss"),
+        *("units/gradient_dormant", "units/outliers"),
+    ),
     "plasticity/lost": ("training/loss",),
 }
 """A failed finding, and the beginnings of ids that follow from it. Earlier entries explain later ones."""

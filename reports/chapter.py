@@ -21,6 +21,7 @@ class Chapter:
 
 def unmeasured(id: str, what: str, reason: str, advice: Sequence[str], citation: str) -> Finding:
     """A verdict that could not be reached, with the reason. Never green."""
+    reason = reason.removeprefix("undetermined: ")
     return Finding(
         id=id,
         level="unmeasured",
@@ -37,7 +38,7 @@ def unmeasured(id: str, what: str, reason: str, advice: Sequence[str], citation:
 
 def reason_missing(run: Run, probe: str) -> str | None:
     """Why a probe gave nothing, in its own words; None when it was never asked."""
-    silent = [record for record in run.records if record.probe == probe and record.status != "ok" and record.note]
+    silent = [record for record in run.of(probe) if record.status != "ok" and record.note]
     return None if not silent else str(silent[-1].note).rstrip(".")
 
 

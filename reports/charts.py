@@ -6,6 +6,7 @@ can be read, so that nobody has to match colours against a legend.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,12 +18,16 @@ from matplotlib.ticker import MaxNLocator
 
 from probes.run.reader import Series
 from reports import palette
+from reports.document import curve_id
 
 MOST_COLUMNS = 120
 """More columns than this cannot be told apart in print."""
 
 LONGEST_NAME = 28
 """Longer layer names are cut."""
+
+OTHER_BAND = 0.2
+"""Opacity of an error band around another series than the first, in the colour of its line."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,10 @@ def lines(
         axes.plot(steps, values, color=curve.color, marker=marker, markersize=3, label=curve.label)
         errors = curve.series.errors
         if curve.band and numpy.isfinite(errors).any():
-            axes.fill_between(steps, values - errors, values + errors, color=palette.BAND, linewidth=0, zorder=1)
+            first = curve.color == palette.SERIES[0]
+            shade, alpha = (palette.BAND, 1.0) if first else (curve.color, OTHER_BAND)
+            band = axes.fill_between(steps, values - errors, values + errors, color=shade, alpha=alpha, linewidth=0)
+            band.set(zorder=1, gid=curve_id(curve.label))
     positive = all((curve.series.values[numpy.isfinite(curve.series.values)] > 0).all() for curve in curves)
     if log and positive:
         axes.set_yscale("log")
@@ -122,6 +130,10 @@ def dots(canvas: Canvas, names: Sequence[str], values: Sequence[float], xlabel: 
     axes.set_yticks(range(len(names)), [short(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xscale("log")
+    # Sizes that hardly differ should look it.
+    if values and max(values) < 2.0 * min(values):
+        middle = math.sqrt(min(values) * max(values))
+        axes.set_xlim(middle / 2.0, middle * 2.0)
     axes.set_xlabel(xlabel)
 
 

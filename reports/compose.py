@@ -12,6 +12,7 @@ from reports.causes import causes_first
 from reports.document import Document, Table
 from reports.facts import facts, summary
 from reports.finding import Finding, Level
+from reports.raw import raw
 
 NAMED = 3
 """So many names stand in one row of what was not measured."""
@@ -40,6 +41,7 @@ def compose(run: Run, title: str, only: Collection[str] | None = None) -> Docume
         facts=tuple(facts(run)),
         methods=_methods(run),
         skipped=_skipped(run),
+        records=raw(run),
     )
 
 

@@ -54,7 +54,7 @@ def not_taken(run: Run, only: Collection[str] | None) -> str:
     latest = {record.probe: record for record in run.records}
     failed = {probe: str(record.note) for probe, record in latest.items() if record.status == "failed"}
     for name in only or ():
-        of_probe = [record for record in run.records if record.probe == name]
+        of_probe = run.of(name)
         if not any(record.status == "ok" for record in of_probe):
             failed.setdefault(name, str(of_probe[-1].note) if of_probe else "there is no such measurement")
     return "; ".join(f"{name}: {reason.splitlines()[0][:200]}" for name, reason in sorted(failed.items()))

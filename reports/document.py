@@ -43,6 +43,31 @@ class Figure:
     size: tuple[float, float] = (7.2, 3.4)
 
 
+CURVE = "curve:"
+
+
+def curve_id(name: str) -> str:
+    """What marks the drawing of a named curve and of its band (``set_gid``), so that they can be hidden together."""
+    return f"{CURVE}{name}"
+
+
+@dataclass(frozen=True)
+class Records:
+    """The raw records, for those who want to compute with them.
+
+    Args:
+        csv: gzip-compressed.
+        kept: how many are in it.
+        total: how many there are.
+        folder: where all of them are; None for a run in memory.
+    """
+
+    csv: bytes
+    kept: int
+    total: int
+    folder: str | None
+
+
 @dataclass(frozen=True)
 class Document:
     """A whole report, before it is rendered.
@@ -58,6 +83,7 @@ class Document:
         facts: name and value of what is known about the run (model, optimizer, steps, device).
         methods: how each quantity was computed.
         skipped: everything that was not measured, and why.
+        records: what all of it was computed from.
     """
 
     title: str
@@ -70,3 +96,4 @@ class Document:
     facts: tuple[tuple[str, str], ...]
     methods: Table
     skipped: Table
+    records: Records | None = None

@@ -111,7 +111,7 @@ def _checks(run: Run) -> list[_Check]:
 
 def _at(run: Run, name: str, step: int) -> Record | None:
     """The record of one check."""
-    found = [one for one in run.records if (one.probe, one.name, one.step) == ("opposing", name, step)]
+    found = [one for one in run.of("opposing", name) if one.step == step]
     return next((one for one in reversed(found) if one.status == "ok"), None)
 
 

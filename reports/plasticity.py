@@ -34,13 +34,15 @@ DEAD, GROWN, FALLEN = 0.25, 2.0, 0.5
 
 def read(run: Run) -> Chapter:
     """Finding and figure about plasticity."""
-    asked = [record for record in run.records if record.probe == PROBE]
+    asked = run.of(PROBE)
     if not asked:
         return Chapter()
     last, silent = run.last(PROBE, "ratio"), _silent_since(run)
     if last is None or last.value is None or silent is not None:
         reason = str(silent.note).rstrip(".") if silent is not None else reason_missing(run, PROBE)
-        return Chapter((unmeasured(ID, "Plasticity", reason or "no ratio was recorded", _MORE, CITATION),))
+        # A network that cannot be made anew is no matter of steps; how it can is part of the reason.
+        advice = () if reason is not None and "fresh=" in reason else _MORE
+        return Chapter((unmeasured(ID, "Plasticity", reason or "no ratio was recorded", advice, CITATION),))
     return Chapter((_verdict(run, last),), tuple(_figure(run)))
 
 
@@ -49,9 +51,8 @@ def _silent_since(run: Run) -> Record | None:
     last = run.last(PROBE, "ratio")
     later = [
         record
-        for record in run.records
-        if record.probe == PROBE
-        and record.status != "ok"
+        for record in run.of(PROBE)
+        if record.status != "ok"
         and record.name in ("ratio", "measurement")
         and not str(record.note).startswith("waits")
         and (last is None or record.step > last.step)

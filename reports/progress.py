@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -14,21 +14,23 @@ PATIENCE = 1.0
 
 
 class Bar:
-    """One piece of long work: a total, and what is being done."""
+    """One piece of long work: a total, or stages with their weights, and what is being done."""
 
-    def __init__(self, progress: Progress, total: int, text: str) -> None:
+    def __init__(self, progress: Progress, work: int | Mapping[str, int], text: str) -> None:
         self._progress = progress
-        self._task = progress.add_task(text, total=total)
-        self._begun = 0
+        self._weights = work if isinstance(work, Mapping) else {}
+        self._task = progress.add_task(text, total=sum(work.values()) if isinstance(work, Mapping) else work)
+        self._behind, self._weight = 0, 0
 
     def stage(self, text: str) -> None:
-        """The next of ``total`` stages begins."""
-        self._progress.update(self._task, completed=self._begun, description=text)
-        self._begun += 1
+        """The next stage begins."""
+        self._behind += self._weight
+        self._weight = self._weights.get(text, 1)
+        self._progress.update(self._task, completed=self._behind, description=text)
 
     def part(self, share: float) -> None:
         """So much of the present stage is done, 0 to 1."""
-        self._progress.update(self._task, completed=self._begun - 1 + share)
+        self._progress.update(self._task, completed=self._behind + share * self._weight)
 
     def to(self, done: int) -> None:
         """So much is done."""
@@ -36,7 +38,7 @@ class Bar:
 
 
 @contextmanager
-def progress(total: int, text: str) -> Iterator[Bar]:
+def progress(work: int | Mapping[str, int], text: str) -> Iterator[Bar]:
     """A bar for the work inside the block: on a terminal; a log file gets one line."""
     columns = (
         TextColumn("{task.description:<28}"),
@@ -55,7 +57,7 @@ def progress(total: int, text: str) -> Iterator[Bar]:
     appear.daemon = True
     appear.start()
     try:
-        yield Bar(shown, total, text)
+        yield Bar(shown, work, text)
     finally:
         appear.cancel()
         appear.join()

@@ -20,6 +20,7 @@ from reports.chapter import Chapter, method_of, reason_missing, unmeasured
 from reports.charts import heatmap, short
 from reports.document import Figure, Table
 from reports.finding import Finding
+from reports.words import counted
 
 CITATION = "Kumar et al., arXiv 2010.14498; Lyle et al., arXiv 2204.09560; Dong et al., arXiv 2103.03404"
 
@@ -58,9 +59,8 @@ class _Ranks:
     @classmethod
     def of(cls, run: Run) -> _Ranks:
         records: dict[tuple[str, str | None], dict[int, Record]] = {}
-        for record in run.records:
-            if record.probe == "ranks":
-                records.setdefault((record.name, record.layer), {})[record.step] = record
+        for record in run.of("ranks"):
+            records.setdefault((record.name, record.layer), {})[record.step] = record
         places = tuple(run.layers("ranks", "samples"))
         return cls(
             run, records, places, tuple(sorted({step for place in places for step in records["samples", place]}))
@@ -119,8 +119,8 @@ def _collapse(ranks: _Ranks) -> Finding | None:
         id="ranks/collapse" + ("_at_start" if at_start else ""),
         # Networks that begin like this have been seen to find out of it within a few steps.
         level="warn" if at_start and len(steps) == 1 else "fail",
-        claim=f"Features are {how} for every input from {short(places[blind])} to the last of {len(places)} places, "
-        f"{since}.",
+        claim=f"Features are {how} for every input from {short(places[blind])} to the last of "
+        f"{counted(len(places), 'place')}, {since}.",
         value=None if zero else exact(_number(last), method_of(last)),
         threshold=f"{ALIKE:g} of their norm",
         meaning=_MEANING,
@@ -192,10 +192,11 @@ def _all_well(ranks: _Ranks) -> Finding:
     ends = [
         f"{_number(found[place]):.3g} of {ranks.most(place):.0f} at {short(place)}" for place in (least, [*found][-1])
     ]
+    last = f"the last of {len(found)} places" if len(found) > 1 else "the only place"
     return Finding(
         id="ranks/features",
         level="ok",
-        claim=f"Inputs are told apart to the end: effective rank {ends[1]}, the last of {len(found)} places"
+        claim=f"Inputs are told apart to the end: effective rank {ends[1]}, {last}"
         + (f"; lowest, {ends[0]}." if ends[0] != ends[1] else "."),
         value=exact(_number(found[least]), method_of(found[least])),
         threshold=f"features that differ by more than {ALIKE:g} of their norm at the last place",

@@ -139,7 +139,7 @@ def _waited(run: Run) -> list[Finding]:
 
 
 def _measurements(run: Run, probe: str) -> int:
-    return len({record.step for record in run.records if record.probe == probe and record.status == "ok"})
+    return len({record.step for record in run.of(probe) if record.status == "ok"})
 
 
 def _seconds(run: Run) -> dict[str, float]:
@@ -209,7 +209,7 @@ def _about_measuring(id: str, level: Level, claim: str, meaning: str, advice: tu
 
 def _logged(run: Run) -> list[Figure]:
     """What the loop logged of itself."""
-    names = list(dict.fromkeys(record.name for record in run.records if record.probe == "loop"))
+    names = list(dict.fromkeys(record.name for record in run.of("loop")))
     series = {name: one for name in names if len(one := run.series("loop", name)) > 1}
     if not series:
         return []

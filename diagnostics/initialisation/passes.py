@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,9 +20,9 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 from diagnostics.blocks import batch_axis, blocks, first_tensor, require_finite
-from diagnostics.errors import DiagnosticsError
 from diagnostics.objective import Objective
 from diagnostics.quiet import quiet
+from diagnostics.units.forward import arguments_of
 
 Kind = Literal["pre-activation", "block", "layer"]
 
@@ -114,26 +114,12 @@ def _of_batch(model: nn.Module, batch: Any, places: Mapping[str, nn.Module]) -> 
         named = {name: tensor for name, tensor in model.named_parameters() if tensor.is_floating_point()}
         leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in named.items()}
         with _watched(seen, places):
-            output = first_tensor(functional_call(model, leaves | buffers, *_arguments(batch)))
-        if output is None or not output.requires_grad:
+            output = first_tensor(functional_call(model, leaves | buffers, *arguments_of(batch)))
+        if output is None or not output.requires_grad or not leaves:
             return seen, {}
         direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
         found = torch.autograd.grad((output * direction).sum(), list(leaves.values()), allow_unused=True)
     return seen, {name: part for name, part in zip(leaves, found, strict=True) if part is not None}
-
-
-def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    if isinstance(batch, Tensor):
-        return (batch,), {}
-    if isinstance(batch, Sequence) and len(batch) == 2:
-        return (batch[0],), {}
-    raise DiagnosticsError(
-        "batch cannot be run",
-        given=type(batch).__name__,
-        expected="a tensor of inputs, an (inputs, targets) pair, a mapping, or an Objective",
-    )
 
 
 def _by_place(parts: Mapping[str, Tensor], places: Mapping[str, nn.Module]) -> dict[str, float]:

@@ -26,6 +26,7 @@ from diagnostics.arguments import real_number
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate
 from diagnostics.noise.estimators import GradientNoise
+from diagnostics.noise.noise_scale import NoiseScale
 
 Law = Literal["sgd", "adam"]
 
@@ -66,15 +67,15 @@ class BatchSizeAdvice:
     __repr__ = __str__
 
 
-def batch_size_advice(noise: GradientNoise, batch_size: float) -> BatchSizeAdvice:
+def batch_size_advice(noise: GradientNoise | NoiseScale, batch_size: float) -> BatchSizeAdvice:
     """The critical batch size, taken to be B_simple, and where this batch size stands.
 
     Args:
-        noise: from ``noise_from_norms`` or a ``NoiseTracker``.
+        noise: from ``noise_scale``, a ``NoiseTracker`` (its ``noise``), or ``noise_from_norms``.
         batch_size: examples per optimizer step, over all ranks and micro-batches.
 
     Raises:
-        DiagnosticsError: a batch size that is not positive.
+        DiagnosticsError: another kind of noise; a batch size that is not positive.
 
     Source: arXiv 1812.06162.
 
@@ -85,13 +86,20 @@ def batch_size_advice(noise: GradientNoise, batch_size: float) -> BatchSizeAdvic
         a batch of 33 takes 4 of the fewest steps and 1.333 of the fewest examples
         (B_simple is a proxy: it takes curvature as equal in all directions, and it grows as the loss falls)
     """
+    if not isinstance(noise, GradientNoise | NoiseScale):
+        raise DiagnosticsError(
+            "noise is not what a noise scale was measured as",
+            given=type(noise).__name__,
+            expected="a GradientNoise or a NoiseScale",
+            attempt="noise_scale(objective), or tracker.noise",
+        )
     size = _positive("batch_size", batch_size)
     return BatchSizeAdvice(
         batch_size=size,
         critical=noise.simple,
         steps=_carried(noise.simple, lambda scale: 1 + scale / size),
         examples=_carried(noise.simple, lambda scale: 1 + size / scale if scale > 0 else math.inf),
-        at_least=noise.at_least,
+        at_least=noise.at_least if isinstance(noise, GradientNoise) else 0.0,
     )
 
 
@@ -100,12 +108,12 @@ def optimal_learning_rate(batch_size: float, noise_scale: Estimate, largest: flo
 
     Args:
         batch_size: B, in examples.
-        noise_scale: B_noise; ``noise.simple`` is its proxy.
+        noise_scale: B_noise, the ``hessian`` of a ``NoiseScale``; ``noise.simple`` is its proxy.
         largest: η_max, best at a very large batch for ``"sgd"``, and at B = B_noise for ``"adam"``.
         law: ``"sgd"``, or ``"adam"`` for Adam, AdamW, Lion and other steps of about fixed size.
 
     Raises:
-        DiagnosticsError: a size or rate that is not positive; another law.
+        DiagnosticsError: a size or rate that is not positive; a noise scale that is no Estimate; another law.
 
     Source: arXiv 1812.06162, 2405.14578.
 
@@ -180,6 +188,13 @@ def _positive(name: str, given: Any) -> float:
 
 def _carried(noise_scale: Estimate, f: Callable[[float], float], peak: float | None = None) -> Estimate:
     """A function of an Estimate, its error from the interval's ends: a slope would say 0 where f has its peak."""
+    if not isinstance(noise_scale, Estimate):
+        raise DiagnosticsError(
+            "noise_scale is not an Estimate",
+            given=type(noise_scale).__name__,
+            expected="B_noise, or B_simple as its proxy, with its error",
+            attempt="noise.hessian or noise.simple",
+        )
     if not noise_scale.determined:
         return Estimate(math.nan, math.nan, noise_scale.kind, noise_scale.how)
     ends = [max(end, 0.0) for end in noise_scale.interval()]

@@ -54,7 +54,9 @@ class BatchSizeTests:
         return max(self.inner_product, self.orthogonality, key=lambda found: found.value)
 
     def __str__(self) -> str:
-        return f"smallest batches, in examples:\n{listing(self)}"
+        low = any(found.determined and found.value < 1 for found in (self.norm, self.inner_product, self.orthogonality))
+        note = "\n(below 1, or by chance below 0: a single example passes)" if low else ""
+        return f"smallest batches, in examples:\n{listing(self)}{note}"
 
     __repr__ = __str__
 

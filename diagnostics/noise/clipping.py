@@ -30,6 +30,9 @@ from diagnostics.noise.from_examples import parts_of
 from diagnostics.noise.gram import GradientGram, gram_matrix, mean_square_of
 from diagnostics.objective import Objective
 
+MOST = 2**27
+"""Batches times examples: a gigabyte for each of the few arrays of this size."""
+
 ROUNDING = 1e-14
 """Of ‖∇L‖²: what is left of a square whose part along ∇L was all of it."""
 
@@ -72,8 +75,8 @@ def clipping(
         seed: of the draws.
 
     Raises:
-        DiagnosticsError: a threshold that is not positive, a batch size that is not from 1 to N, fewer than 30 draws;
-            a gradient that is zero; or as ``gradient_gram``.
+        DiagnosticsError: a threshold that is not positive, a batch size that is not from 1 to N, fewer than 30 draws
+            or more than are held at once; a gradient that is zero; or as ``gradient_gram``.
 
     Source: arXiv 2006.15429.
 
@@ -96,6 +99,12 @@ def clipping(
         raise DiagnosticsError("the gradient is zero", expected="a gradient that clipping can turn")
     if size in (1, count):
         return _of_all(gram, limit, size, whole)
+    if draws * count > MOST:
+        raise DiagnosticsError(
+            "draws is more batches than are held at once",
+            given=f"{draws:,} from {count:,} examples",
+            expected=f"at most {MOST // count:,}; the error falls with the root of their number",
+        )
     return _of_draws(gram, limit, size, whole, draws, seed)
 
 

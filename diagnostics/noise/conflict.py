@@ -3,7 +3,8 @@
 With G_a the gradient of group a, conflict is a negative cosine cos(G_a, G_b): a step for one raises the loss of the
 other. From n_a and n_b examples the inner product ⟨ḡ_a, ḡ_b⟩ is unbiased where they share none, but ‖ḡ_a‖² is too large
 by tr Σ_a/n_a, which pulls every cosine of noisy gradients towards zero; it is taken off. Errors are the jackknife's
-over the examples of both. Where the interval of |G_a|² reaches zero the group has no direction yet, and no cosine.
+over the examples of both, and so is the bias of the quotient: noise along a group's own gradient turns nothing. Where
+the interval of |G_a|² reaches zero the group has no direction yet, and no cosine.
 
 Several losses on the same examples are not independent: their cosine is that of exactly these, without an error.
 
@@ -13,8 +14,10 @@ Source: Yu et al., arXiv 2001.06782 (conflicting gradients of tasks); domains: P
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy
@@ -133,7 +136,8 @@ def group_conflict(source: Objective | GradientGram, groups: Sequence[Any]) -> G
 
     Args:
         source: the loss, or its ``gradient_gram``.
-        groups: which group each example is of, (N,), in the order of the batches: anything that can be compared.
+        groups: which group each example is of, (N,), in the order of the batches: text, numbers, whatever prints. 1
+            and "1" are two groups. Those of fewer than four examples are told as undetermined.
 
     Raises:
         DiagnosticsError: another number of labels than examples, fewer than two groups of four examples; or as
@@ -150,20 +154,20 @@ def group_conflict(source: Objective | GradientGram, groups: Sequence[Any]) -> G
         1
     """
     gram = gram_matrix(source)
-    labels = _labels(groups)
+    labels = group_names(groups)
     if len(labels) != len(gram):
         raise DiagnosticsError(
             "groups do not fit the examples", given=f"{len(labels)} labels", expected=f"one for each of {len(gram)}"
         )
-    places = {name: numpy.flatnonzero([label == name for label in labels]) for name in dict.fromkeys(labels)}
-    places = {name: found for name, found in places.items() if len(found) >= FEWEST}
+    every = {name: numpy.flatnonzero([label == name for label in labels]) for name in dict.fromkeys(labels)}
+    places = {name: found for name, found in every.items() if len(found) >= FEWEST}
     if len(places) < 2:
         raise DiagnosticsError(
             "groups are not several",
-            given=f"{len(places)} with at least {FEWEST} examples",
+            given=f"{len(places)} of {len(every)} with at least {FEWEST} examples",
             expected="at least two",
         )
-    return _conflict(
+    found = _conflict(
         {
             name: _Group(
                 name,
@@ -174,17 +178,42 @@ def group_conflict(source: Objective | GradientGram, groups: Sequence[Any]) -> G
         },
         set(),
     )
+    return GradientConflict((*found.pairs, *_too_small({name: len(found) for name, found in every.items()})))
 
 
-def _labels(groups: Any) -> list[str]:
+def group_names(groups: Any) -> list[str]:
+    """A name for the group of every example: what its label prints as, or its code where others print the same.
+
+    Raises:
+        DiagnosticsError: not one label for each example.
+
+    Example:
+        >>> group_names(["web", 1, "1"])
+        ['web', '1', "'1'"]
+    """
     try:
-        return [str(getattr(label, "item", lambda label=label: label)()) for label in groups]
+        labels = [getattr(label, "item", lambda label=label: label)() for label in groups]
+        names = [str(label) for label in labels]
     except (TypeError, ValueError, RuntimeError) as problem:
         raise DiagnosticsError(
             "groups are not one label for each example",
             given=f"{describe(groups)}; {problem}",
             expected="a list, array or tensor (N,)",
         ) from problem
+    kinds = defaultdict[str, set[type]](set)
+    for name, label in zip(names, labels, strict=True):
+        kinds[name].add(type(label))
+    return [name if len(kinds[name]) == 1 else repr(label) for name, label in zip(names, labels, strict=True)]
+
+
+def _too_small(sizes: Mapping[str, int]) -> Iterator[Pair]:
+    """Every pair with a group of too few examples."""
+    for one, other in combinations(sizes, 2):
+        name = min(one, other, key=lambda group: sizes[group])
+        least = sizes[name]
+        if least < FEWEST:
+            reason = f"{name!r} has {least} example{'' if least == 1 else 's'}, and at least {FEWEST} are needed"
+            yield Pair(one, other, Estimate(math.nan, math.nan, "standard error", reason))
 
 
 @dataclass(frozen=True)
@@ -242,13 +271,13 @@ def _cosine(one: _Group, other: _Group, signals: Mapping[str, Estimate], togethe
     ]
     with numpy.errstate(invalid="ignore"):
         roots = [numpy.sqrt(group.squares_without()) for group in (one, other)]
-    error = math.hypot(
-        _spread(left[0] / (roots[0] * math.sqrt(sizes[1]))), _spread(left[1] / (roots[1] * math.sqrt(sizes[0])))
-    )
+    without = (left[0] / (roots[0] * math.sqrt(sizes[1])), left[1] / (roots[1] * math.sqrt(sizes[0])))
+    error = math.hypot(*(_spread(one) for one in without))
     if not math.isfinite(error):
         return Estimate(math.nan, math.nan, "standard error", f"one example makes up a group's gradient; {how}")
+    bias = sum((n - 1) * (float(one.mean()) - value) for n, one in zip(counts, without, strict=True))
     reach = float(stdtrit(min(counts) - 1, 0.975)) / 1.96
-    return Estimate(value, reach * error, "standard error", f"{how}; noise taken off, jackknife over examples")
+    return Estimate(value - bias, reach * error, "standard error", f"{how}; noise taken off, jackknife over examples")
 
 
 def _spread(without: Draws) -> float:

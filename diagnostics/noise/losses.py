@@ -29,10 +29,10 @@ from diagnostics.forms import Batch, scalar
 from diagnostics.loss_terms import leading_dimension
 from diagnostics.microbatch import slack_of
 from diagnostics.minibatches import Minibatches
-from diagnostics.objective import Objective
+from diagnostics.objective import NO_GRAPH, Objective
 from diagnostics.output_loss import Categorical, Elementwise, OutputLoss
 from diagnostics.quiet import quiet, reseed
-from diagnostics.recorded.examples import known_sum, lengths, require_uncoupled, rows, shares, some
+from diagnostics.recorded.examples import known_sum, lengths, remedy, require_uncoupled, rows, shares, some
 
 TOGETHER = 256
 """Examples that a loss is mapped over at once: the memory of a batch of so many."""
@@ -109,8 +109,7 @@ class _Batch:
                 f"the loss of batch {self.index} is not made of the losses of its examples",
                 given=f"{float(whole):.6g}, in {self.objective.mode} mode",
                 expected="a loss that is a mean or a sum over examples, each by itself",
-                attempt="mode='eval' if dropout is the reason, or terms= in Objective.from_loss if examples count "
-                "differently",
+                attempt=remedy(self.objective),
             )
         return parts
 
@@ -124,6 +123,10 @@ class _Batch:
         try:
             return self.objective.batch_outputs(self.index, self.values)
         except DiagnosticsError:
+            return None
+        except RuntimeError as problem:
+            if NO_GRAPH not in str(problem):
+                raise
             return None
 
     def _mapped(self) -> Tensor | None:

@@ -14,8 +14,7 @@ Source: Goodfellow, arXiv 1510.01799; Gray et al., arXiv 2411.00999.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +25,7 @@ from diagnostics.estimate import Estimate, exact
 from diagnostics.objective import Objective
 from diagnostics.quiet import quiet
 from diagnostics.recorded.contractions import dots, norms_and_sum, squared_norms
-from diagnostics.recorded.contributions import Contribution, Direct, squares_of
+from diagnostics.recorded.contributions import LARGE, Contribution, Direct, squares_of
 from diagnostics.recorded.elementwise import squares_in
 from diagnostics.recorded.examples import square
 from diagnostics.recorded.one_pass import OnePass
@@ -70,8 +69,9 @@ def per_example_gradient_norms(objective: Objective, *, metric: Tensor | None = 
             None for plain ones.
 
     Raises:
-        DiagnosticsError: batch normalisation or the loss couples the examples; a loss or gradient is not finite; a
-            metric of another shape.
+        DiagnosticsError: batch normalisation or the loss couples the examples; a loss or gradient is not finite;
+            gradients so short that their squares are no numbers; a metric of another
+            shape, or below zero.
 
     Source: arXiv 1510.01799.
 
@@ -86,8 +86,12 @@ def per_example_gradient_norms(objective: Objective, *, metric: Tensor | None = 
     run = OnePass(objective, mean=True)
     count = run.examples
     weights = None if metric is None else _by_parameter(objective, "metric", metric)
+    if weights is not None and not all(bool((part >= 0).all()) for part in weights.values()):
+        raise DiagnosticsError("metric is below zero", expected="numbers (P,) from 0 up, such as P⁻¹ of an optimizer")
     with quiet(objective.model, objective.mode):
-        squares = defaultdict[str, Tensor](lambda: torch.zeros(count, dtype=torch.float64, device=run.device))
+        names = objective.space.names
+        table = torch.zeros(len(names), count, dtype=torch.float64, device=run.device)
+        squares = dict(zip(names, table.unbind(), strict=True))
 
         def recorded(name: str, size: int, at: slice, found: list[Contribution], built: bool) -> None:
             if not built:
@@ -105,18 +109,35 @@ def per_example_gradient_norms(objective: Objective, *, metric: Tensor | None = 
                 squares[name][places] = squares_of(rows) if weights is None else rows.double().square() @ weights[name]
 
         run.through(recorded, alone)
-        by_name = {name: squares[name] for name in objective.space.names}
-        total = torch.stack(list(by_name.values())).sum(0)
+        total = table.sum(0)
         run.require_finite(total)
-        mean_square = sum(
-            square(part if weights is None else part * weights[name].sqrt()) for name, part in run.total.items()
-        ) / (count**2)
+        if weights is None:
+            _require_squares(run, total)
+        mean_square = _square_of_all(
+            part if weights is None else part * weights[name].sqrt() for name, part in run.total.items()
+        )
+        mean_square /= count**2
         if not math.isfinite(mean_square):
             raise DiagnosticsError(
                 "the mean gradient is too long for its precision to hold its square",
                 expected="parameters and data of ordinary size",
             )
-    return PerExampleNorms(total.sqrt(), exact(mean_square, run.how), by_name, run.routes, run.how)
+    return PerExampleNorms(total.sqrt(), exact(mean_square, run.how), squares, run.routes, run.how)
+
+
+def _require_squares(run: OnePass, squares: Tensor) -> None:
+    """Refuse gradients all of which are too short to be squared: they would pass for zero."""
+    precision = torch.promote_types(run.objective.space.dtype, torch.float32)
+    longest = float(squares.max())
+    if longest >= run.objective.num_parameters * torch.finfo(precision).tiny:
+        return
+    if longest or any(bool(part.count_nonzero()) for part in run.total.values()):
+        raise DiagnosticsError(
+            "the gradients of all examples are too short for their precision to hold their squares",
+            given=f"{longest**0.5:.2g} at most, in {str(precision).removeprefix('torch.')}",
+            expected="a loss of ordinary size",
+            attempt="model.double(), or the loss times some power of ten",
+        )
 
 
 def per_example_gradient_dots(objective: Objective, vector: Tensor) -> Tensor:
@@ -161,6 +182,17 @@ def dots_by_parameter(objective: Objective, vector: Tensor) -> dict[str, Tensor]
         for values in result.values():
             run.require_finite(values)
     return result
+
+
+def _square_of_all(parts: Iterable[Tensor]) -> float:
+    """Σ ‖part‖²: of small ones together, since each would take longer to ask for than to compute."""
+    small, total = [], 0.0
+    for part in parts:
+        if part.numel() < LARGE:
+            small.append(part)
+        else:
+            total += square(part)
+    return total + (square(torch.cat(small)) if small else 0.0)
 
 
 def _by_parameter(objective: Objective, name: str, vector: Tensor) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ RATES = 0.95 * 10.0 ** (-numpy.arange(0, 120) / 16)
 """Learning rates that are tried, as shares of the largest stable one: 16 per decade, over seven and a half decades."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StepsToTarget:
     """The fewest steps at one batch size, over the learning rates tried.
 
@@ -50,6 +50,14 @@ class StepsToTarget:
     def examples(self) -> float:
         """S · B."""
         return self.steps.value * self.batch_size
+
+    def __str__(self) -> str:
+        if not self.steps.determined:
+            return f"no number of steps at batch size {self.batch_size:g}: {self.steps.how}"
+        steps = f"{self.steps.value:,.0f} step{'' if self.steps.value == 1 else 's'}"
+        return f"{steps} at batch size {self.batch_size:g}, with a learning rate of {self.lr:.3g}"
+
+    __repr__ = __str__
 
 
 @dataclass(frozen=True, repr=False)
@@ -219,7 +227,9 @@ def noisy_quadratic(
         counts = _row("multiplicities", 1.0 if multiplicities is None else multiplicities)
     c, first = _row("noise", h if noise is None else noise), _row("start", start)
     if h.ndim != 1 or not h.size or not bool((h > 0).all()):
-        raise DiagnosticsError("eigenvalues are not all positive", given=repr(eigenvalues)[:80], expected="(n,)")
+        raise DiagnosticsError(
+            "eigenvalues are not all positive", given=repr(eigenvalues)[:80], expected="numbers above 0, (n,)"
+        )
     for name, values in (("noise", c), ("multiplicities", counts), ("start", first)):
         if values.shape not in ((), h.shape) or bool((values < 0).any()):
             raise DiagnosticsError(

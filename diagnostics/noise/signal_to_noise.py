@@ -70,15 +70,26 @@ class SignalToNoise:
     examples: int
 
     def __str__(self) -> str:
-        reason = "" if self.median.determined else f" ({self.median.how.partition(';')[0]})"
         lines = [
-            f"gradient signal-to-noise: median {self.median}{reason} of {self.examples} examples, {self.resolved} "
-            "resolved"
+            f"gradient signal-to-noise of {self.examples} examples: median {_told(self.median)}, {_part(self.resolved)}"
         ]
-        lines += [f"  {row.layer or '(model)'}: median {row.median}, {row.resolved} resolved" for row in self.by_layer]
+        lines += [
+            f"  {row.layer or '(model)'}: median {_told(row.median)}, {_part(row.resolved)}" for row in self.by_layer
+        ]
         return "\n".join(lines)
 
     __repr__ = __str__
+
+
+def _told(median: Estimate) -> str:
+    """A spread is no error, and a median is not rounded to it."""
+    if not median.determined:
+        return f"undetermined ({median.how.partition(';')[0]})"
+    return f"{median.value:.3g} (spread {median.error:.2g} over parameters)"
+
+
+def _part(resolved: Estimate) -> str:
+    return f"{resolved.value:.0%} resolved" if resolved.determined else "none has a gradient"
 
 
 def gradient_signal_to_noise(objective: Objective) -> SignalToNoise:

@@ -17,7 +17,7 @@ from torch import Tensor
 from diagnostics.errors import DiagnosticsError
 from diagnostics.objective import Objective
 from diagnostics.recorded.contributions import squares_of
-from diagnostics.recorded.examples import adds_up, agreement, lengths, shares, some, square
+from diagnostics.recorded.examples import adds_up, agreement, lengths, remedy, shares, some, square
 from diagnostics.recorded.sheets import FEW
 from diagnostics.recorded.vectorised import agree, at_once, together
 from diagnostics.recorded.watched import gradients
@@ -84,7 +84,7 @@ def each_alone(
             f"the gradient of batch {index} is not the mean of its examples' gradients",
             given=f"{off / size:.2g} of their size apart, in {objective.mode} mode",
             expected="a loss that is a mean or a sum over examples, each by itself",
-            attempt="mode='eval' if dropout is the reason, or terms= if examples count differently",
+            attempt=remedy(objective),
         )
     return result
 
@@ -148,4 +148,4 @@ def _kind(objective: Objective, index: int, single: Objective) -> bool:
     flat = [objective.space.flatten(gradients(single, place).values()) for place in found]
     both = objective.space.flatten(gradients(pair, 0).values())
     counts = [single.terms[place] for place in found]
-    return adds_up(objective, both, flat, counts, "that of two examples is not made of theirs")
+    return adds_up(objective, both, flat, counts, "two together are neither mean nor sum of the two")

@@ -10,7 +10,7 @@ arXiv 2311.11822.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 
 import torch
@@ -100,30 +100,40 @@ def squared_norms(contributions: Sequence[Contribution], size: int) -> Tensor:
 def norms_and_sum(contributions: Sequence[Contribution], size: int) -> tuple[Tensor, Tensor]:
     """‖g_i‖², (N,), in float64, and Σ g_i, (P,), of gradients that are built."""
     one = contributions[0]
-    if len(contributions) == 1 and isinstance(one, Outer) and size >= LARGE and one.extent()[0] == 1:
-        return _one_by_one(one)
-    norms: list[Tensor] = []
-    total: Tensor | None = None
+    if len(contributions) == 1 and isinstance(one, Outer | Convolved) and size >= LARGE and one.extent()[0] == 1:
+        if isinstance(one, Outer):
+            return _one_by_one([one])
+        if not one.is_cheaper_by_groups():
+            norms, total = _one_by_one(one.pieces())
+            return norms, one.in_order(total)
+    if len(contributions) == 1 and isinstance(one, Direct):
+        rows = one.rows(size)
+        return squares_of(rows), rows.sum(0, dtype=torch.promote_types(rows.dtype, torch.float32))
+    squares: list[Tensor] = []
+    summed: Tensor | None = None
     for block in in_blocks(contributions, size):
-        norms.append(squares_of(block))
+        squares.append(squares_of(block))
         precise = torch.promote_types(block.dtype, torch.float32)
         added = block[0] if len(block) == 1 else block.sum(0, dtype=precise)
-        total = added.to(precise, copy=True) if total is None else total.add_(added)
-    assert total is not None
-    return norms[0] if len(norms) == 1 else torch.cat(norms), in_order(contributions, total)
+        summed = added.to(precise, copy=True) if summed is None else summed.add_(added)
+    assert summed is not None
+    return squares[0] if len(squares) == 1 else torch.cat(squares), in_order(contributions, summed)
 
 
-def _one_by_one(one: Outer) -> tuple[Tensor, Tensor]:
+def _one_by_one(parts: Iterable[Outer]) -> tuple[Tensor, Tensor]:
     """``norms_and_sum`` of large gradients, each written over the one before: memory that the cache holds."""
-    _, _, height, width = one.extent()
-    made = one.left.new_empty(height, width)
-    pieces = made.view(-1, PIECE) if made.numel() % PIECE == 0 else made
-    total = torch.zeros_like(made, dtype=torch.promote_types(made.dtype, torch.float32))
-    norms = []
-    for left, right in zip(one.left.squeeze(1).mT.unbind(), one.right.squeeze(1).unbind(), strict=True):
-        torch.mm(left, right, out=made)
-        norms.append(torch.linalg.vector_norm(pieces, dim=1, dtype=total.dtype))
-        total.add_(made)
+    made = total = pieces = torch.empty(0)
+    norms: list[Tensor] = []
+    for part in parts:
+        if not norms:
+            _, _, height, width = part.extent()
+            made = part.left.new_empty(height, width)
+            pieces = made.view(-1, PIECE) if made.numel() % PIECE == 0 else made
+            total = torch.zeros_like(made, dtype=torch.promote_types(made.dtype, torch.float32))
+        for left, right in zip(part.left.squeeze(1).mT.unbind(), part.right.squeeze(1).unbind(), strict=True):
+            torch.mm(left, right, out=made)
+            norms.append(torch.linalg.vector_norm(pieces, dim=1, dtype=total.dtype))
+            total.add_(made)
     return torch.stack(norms).double().square().sum(1), total.flatten()
 
 

@@ -131,7 +131,16 @@ def adds_up(objective: Objective, whole: Tensor, parts: Sequence[Tensor], counts
         "the gradient of a batch is not the mean of its examples' gradients",
         given=f"{what}, in {objective.mode} mode",
         expected="a loss that is a mean or a sum over examples, each by itself",
-        attempt="mode='eval' if dropout is the reason, terms= in Objective.from_loss if examples count differently",
+        attempt=remedy(objective),
+    )
+
+
+def remedy(objective: Objective) -> str:
+    """What to try where a batch is not made of its examples."""
+    dropout = "" if objective.mode == "eval" else "mode='eval' if dropout is the reason; "
+    return (
+        f"{dropout}Objective.from_loss(..., terms=) to say how much each batch counts, where labels are ignored or "
+        "examples weigh differently; a loss between examples, as contrastive ones, has no gradients of single examples"
     )
 
 

@@ -237,16 +237,17 @@ def _group_norm(
         return call.channels(call.gradient)
     if call.operand is not weight:
         raise UnknownOperationError
-    # Every example's channels as channels of their own: torch then adds up over the positions of each alone.
-    rows = []
+    # Σ g (x - mean) / std from sums over positions, as torch has it, of as many examples as the caches hold.
+    channels = input.shape[1]
+    precise = torch.promote_types(input.dtype, torch.float32)
     step = max(1, BLOCK_BYTES // (4 * input[0].nbytes))
+    rows = []
     for some, gradient in zip(input.detach().split(step), call.gradient.split(step), strict=True):
-        count, channels = some.shape[:2]
-        scale = torch.ones(count * channels, dtype=input.dtype, device=input.device, requires_grad=True)
-        with torch.enable_grad():
-            output = F.group_norm(some.reshape(1, count * channels, -1), count * num_groups, scale, None, eps)
-            rows.append(torch.autograd.grad(output, scale, gradient.reshape(output.shape))[0].view(count, channels))
-    return call.spread(torch.cat(rows), (1, input.shape[1]))
+        x, g = (side.reshape(len(side), channels, -1).to(precise) for side in (some, gradient))
+        _, mean, inverse = torch.native_group_norm(x, None, None, len(x), channels, x.shape[2], num_groups, eps)
+        mean, inverse = (group.repeat_interleave(channels // num_groups, dim=1) for group in (mean, inverse))
+        rows.append((torch.linalg.vecdot(g, x) - mean * g.sum(2)) * inverse)
+    return call.spread(torch.cat(rows).to(input.dtype), (1, channels))
 
 
 def _batch_norm(

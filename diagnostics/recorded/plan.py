@@ -75,7 +75,7 @@ def make_plan(objective: Objective, index: int, probes: tuple[int, int]) -> Plan
     leaves = dict(objective.space.items())
     exact = [dense(leaves, each.leaf_gradients) for each in (*alone, both)]
     flat = [objective.space.flatten(each.values()) for each in exact]
-    summed = adds_up(objective, flat[2], flat[:2], small.terms[:2], "that of two examples is not made of theirs")
+    summed = adds_up(objective, flat[2], flat[:2], small.terms[:2], "two together are neither mean nor sum of the two")
     places = {} if one.sequence != both.sequence else _places(alone, both)
     built = frozenset(name for name, leaf in leaves.items() if _is_built(both, name, leaf.numel(), places))
     seen = frozenset(name for name in leaves if both.reaching(name))

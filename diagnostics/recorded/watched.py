@@ -42,6 +42,7 @@ class Watched:
     loss: float
     leaf_gradients: dict[str, Tensor | None] = field(default_factory=dict)
     outputs: Tensor | None = None
+    _inside: dict[str, dict[int, Layout]] = field(default_factory=dict)
 
     @cached_property
     def sequence(self) -> tuple[str, ...]:
@@ -73,20 +74,31 @@ class Watched:
         return joined(result)
 
     def _call(self, use: Use, value: str, gradient: Tensor, places: Mapping[str, Places], count: int) -> Call:
-        if use.key not in places:
-            raise UnknownOperationError
-        layout, inside = places[use.key]
-        tensors = use.tensors()
-        if len(tensors) != len(inside) or not layout.fits(use.output, count):
-            raise UnknownOperationError
-        layouts = {}
-        for tensor, one in zip(tensors, inside, strict=True):
-            if one is not None:
-                if not one.fits(tensor.shape, count):
-                    raise UnknownOperationError
-                layouts[id(tensor)] = one
+        if use.key not in self._inside:
+            self._inside[use.key] = _layouts(use, places, count)
         dense = gradient.to_dense() if gradient.is_sparse else gradient
-        return Call(use, self.recording.values[value], dense, layout, layouts)
+        return Call(use, self.recording.values[value], dense, places[use.key][0], self._inside[use.key])
+
+
+def _layouts(use: Use, places: Mapping[str, Places], count: int) -> dict[int, Layout]:
+    """Where the examples are in the tensors that a use has, by ``id``.
+
+    Raises:
+        UnknownOperationError: the plan is of a use that was given others.
+    """
+    if use.key not in places:
+        raise UnknownOperationError
+    layout, inside = places[use.key]
+    tensors = use.tensors()
+    if len(tensors) != len(inside) or not layout.fits(use.output, count):
+        raise UnknownOperationError
+    found = {}
+    for tensor, one in zip(tensors, inside, strict=True):
+        if one is not None:
+            if not one.fits(tensor.shape, count):
+                raise UnknownOperationError
+            found[id(tensor)] = one
+    return found
 
 
 def watch(

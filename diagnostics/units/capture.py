@@ -2,7 +2,8 @@
 
 A ``TorchFunctionMode`` sees ``nn.ReLU``, ``F.relu``, ``torch.tanh`` and ``x.relu()`` alike, since modules call the
 functions. Module hooks, registered for this one pass and removed after it, only tell where we are. Which axis holds
-the units is read from the operation before: after a convolution they are axis 1, after anything else the last.
+the units is read from the operation before: after a convolution they are axis 1, or 0 of an image without a batch,
+after anything else the last.
 
 A gated unit, silu(a) · b, is seen twice: its activation branch as a non-linearity, and its output as the product in
 which the activation is multiplied by another tensor of the product's size. ``F.glu`` is both in one call.
@@ -28,11 +29,14 @@ from diagnostics.units.incoming import Incoming, Trail
 from diagnostics.units.nonlinearities import GLU, WRITTEN_OUT, Nonlinearity, family_of
 from diagnostics.units.places import Places, places
 
-_CHANNELS_SECOND = {
-    F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
-    torch.conv1d, torch.conv2d, torch.conv3d, torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d,
-    F.batch_norm, F.group_norm, F.instance_norm,
+_CONVOLUTIONS = {
+    F.conv1d: 1, F.conv2d: 2, F.conv3d: 3,
+    F.conv_transpose1d: 1, F.conv_transpose2d: 2, F.conv_transpose3d: 3,
+    torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3,
+    torch.conv_transpose1d: 1, torch.conv_transpose2d: 2, torch.conv_transpose3d: 3,
 }  # fmt: skip
+"""How many axes each has behind its channels; in front of them is the batch, or nothing."""
+_CHANNELS_SECOND = {F.batch_norm, F.group_norm, F.instance_norm}
 _CHANNELS_LAST = {
     F.linear, F.bilinear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.addmm, torch.mm, torch.bmm,
     torch.einsum, F.layer_norm, F.rms_norm, F.embedding, F.scaled_dot_product_attention,
@@ -131,12 +135,14 @@ class _Watch(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if func in _CHANNELS_SECOND:
+        family = family_of(func, args, kwargs)
+        operand = args[0] if args else kwargs.get("input")
+        if func in _CONVOLUTIONS and isinstance(operand, Tensor):
+            self.axis = operand.ndim - 1 - _CONVOLUTIONS[func]
+        elif func in _CHANNELS_SECOND:
             self.axis = 1
         elif func in _CHANNELS_LAST:
             self.axis = -1
-        family = family_of(func, args, kwargs)
-        operand = args[0] if args else kwargs.get("input")
         # Outside every module is the loss, whose functions are not units.
         if (
             family is None
@@ -193,7 +199,7 @@ class _Watch(TorchFunctionMode):
             return
         self.uses[place] += 1
         name = place if self.uses[place] == 1 else f"{place}#{self.uses[place]}"
-        axis = axis if axis is not None else 1 if z.ndim == 2 else self.axis
+        axis = axis if axis is not None else 1 if z.ndim == 2 and self.axis else self.axis
         self.outputs[output] = name, axis % z.ndim
         after = _by_unit(output.detach() if h is None else h, axis)
         # Whoever looks may call the function again: that call is not another unit.

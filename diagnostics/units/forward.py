@@ -38,15 +38,25 @@ def _run(model: nn.Module, batch: Any) -> None:
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     batch = dict(batch) if isinstance(batch, Mapping) else batch
     batch = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
+    functional_call(model, buffers, *arguments_of(batch))
+
+
+def arguments_of(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a model is called with for a batch that is no Objective.
+
+    Raises:
+        DiagnosticsError: the batch is nothing that can be run, or has no examples.
+    """
     if isinstance(batch, Mapping):
-        functional_call(model, buffers, (), dict(batch))
-    elif isinstance(batch, Tensor):
-        functional_call(model, buffers, (batch,))
-    elif isinstance(batch, Sequence) and len(batch) == 2:
-        functional_call(model, buffers, (batch[0],))
-    else:
+        return (), dict(batch)
+    pair = isinstance(batch, Sequence) and len(batch) == 2
+    if not pair and not isinstance(batch, Tensor):
         raise DiagnosticsError(
             "batch cannot be run",
             given=type(batch).__name__,
             expected="a tensor of inputs, an (inputs, targets) pair, a mapping, or an Objective",
         )
+    inputs = batch[0] if pair else batch
+    if isinstance(inputs, Tensor) and not inputs.numel():
+        raise DiagnosticsError("batch is empty", given=f"inputs of shape {tuple(inputs.shape)}", expected="examples")
+    return (inputs,), {}

@@ -118,7 +118,7 @@ def feature_rank(
         reason = "every sample has the same features" if size else "the features are all zero"
         nothing = Estimate(math.nan, math.nan, "exact", f"{reason}, and zero has no rank; {setting}")
         five = (nothing, nothing, nothing, nothing, nothing)
-        spread = exact(0.0, f"{reason}; {setting}") if size else nothing
+        spread = exact(0.0, f"{reason}; {setting}") if size and samples > 1 else nothing
         return FeatureRank(*five, spread, samples, units, centred, torch.zeros_like(sigma))
     share = sigma / sigma.sum()
     entropy = -float(torch.special.xlogy(share, share).sum())
@@ -128,7 +128,9 @@ def feature_rank(
         stable_rank=exact(float(squares.sum() / squares[0]), f"‖A‖_F²/‖A‖₂²; {setting}"),
         participation_ratio=exact(float(squares.sum() ** 2 / squares.square().sum()), f"(Σσ²)²/Σσ⁴; {setting}"),
         approximate_rank=exact(_reaching(squares, delta), f"fewest directions with {1 - delta:.4g} of Σσ²; {setting}"),
-        spread=exact(math.sqrt(max(0.0, 1.0 - (offset / size) ** 2)), f"‖A − 1ā‖/‖A‖; {setting}"),
+        spread=exact(math.sqrt(max(0.0, 1.0 - (offset / size) ** 2)), f"‖A − 1ā‖/‖A‖; {setting}")
+        if samples > 1
+        else Estimate(math.nan, math.nan, "exact", f"one sample has no spread; {setting}"),
         samples=samples,
         units=units,
         centred=centred,

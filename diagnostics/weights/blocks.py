@@ -1,8 +1,8 @@
 """A weight as a matrix, read in blocks: rows are outputs, and everything else is their input.
 
 The first axis is the rows, all others together the columns, so a convolution (c_o, c_i, k, k) counts as its action on
-patches, (c_o, c_i k²). A block is 2 MB of float64 where rows allow it, so that a weight larger than memory can be read
-from a mapped file; whoever holds the file is told after each block that this much has been read.
+patches, (c_o, c_i k²). A block is half a megabyte of float64 where rows allow it, so that a weight larger than
+memory can be read from a mapped file; whoever holds the file is told after each block that this much has been read.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 18
-"""Numbers turned into float64 at a time."""
+BLOCK = 1 << 16
+"""Numbers turned into float64 at a time. Of larger blocks the memory is given back and asked for again each time."""
 
 Done = Callable[[], None]
 
@@ -32,14 +32,16 @@ def as_matrix(weight: Tensor) -> Tensor:
     return weight.detach().reshape(1, -1) if weight.ndim < 2 else weight.detach().flatten(1)
 
 
-def row_blocks(matrix: Tensor, done: Done = nothing) -> Iterator[tuple[int, Tensor]]:
-    """Whole rows at a time, in float64: the first row's number, and the block."""
-    yield from _blocks(matrix, 0, done)
+def row_blocks(
+    matrix: Tensor, done: Done = nothing, dtype: torch.dtype = torch.float64
+) -> Iterator[tuple[int, Tensor]]:
+    """Whole rows at a time: the first row's number, and the block, which is a view where it has the dtype already."""
+    yield from _blocks(matrix, 0, done, dtype)
 
 
 def column_blocks(matrix: Tensor, done: Done = nothing) -> Iterator[tuple[int, Tensor]]:
     """Whole columns at a time, in float64: the first column's number, and the block."""
-    yield from _blocks(matrix, 1, done)
+    yield from _blocks(matrix, 1, done, torch.float64)
 
 
 def pieces(matrix: Tensor, done: Done = nothing) -> Iterator[Tensor]:
@@ -51,8 +53,8 @@ def pieces(matrix: Tensor, done: Done = nothing) -> Iterator[Tensor]:
             done()
 
 
-def _blocks(matrix: Tensor, axis: int, done: Done) -> Iterator[tuple[int, Tensor]]:
+def _blocks(matrix: Tensor, axis: int, done: Done, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
     length = max(1, BLOCK // max(1, matrix.shape[1 - axis]))
     for start in range(0, matrix.shape[axis], length):
-        yield start, matrix.narrow(axis, start, min(length, matrix.shape[axis] - start)).to(torch.float64)
+        yield start, matrix.narrow(axis, start, min(length, matrix.shape[axis] - start)).to(dtype)
         done()

@@ -8,7 +8,7 @@ tell; a small change is no sign of that, and is given as ‖ΔW‖/‖W‖ betwe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, exact
-from diagnostics.weights.blocks import BLOCK
+from diagnostics.weights.blocks import as_matrix, pieces
 
 if TYPE_CHECKING:
     import pandas
@@ -123,26 +123,32 @@ def _apart(tensors: Sequence[Any]) -> str:
     return "quantised" if any(tensor.is_quantized for tensor in tensors) else ""
 
 
-def _pieces(tensor: Tensor) -> Sequence[Tensor]:
-    rows = tensor.detach().reshape(len(tensor), -1) if tensor.ndim > 1 else tensor.detach().reshape(1, -1)
-    return [piece for part in rows.split(max(1, BLOCK // max(1, rows.shape[1]))) for piece in part.split(BLOCK, dim=1)]
-
-
 def _same(one: Tensor, other: Tensor) -> bool:
     """Bit for bit: NaN is the same as itself, and zero another than minus zero."""
-    if not one.numel():
-        return True
-    pairs = zip(_pieces(one), _pieces(other), strict=True)
-    return all(torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)) for a, b in pairs)
+    return all(torch.equal(_bits(a), _bits(b)) for a, b in zip(_pieces(one), _pieces(other), strict=True))
+
+
+def _pieces(tensor: Tensor) -> Iterator[Tensor]:
+    return pieces(as_matrix(tensor))
+
+
+def _bits(piece: Tensor) -> Tensor:
+    # A conjugate or negative view says so in a flag, and its memory holds something else.
+    return piece.resolve_conj().resolve_neg().contiguous().view(torch.uint8)
 
 
 def _relative(first: Tensor, last: Tensor) -> Estimate:
     wide = torch.complex128 if first.is_complex() else torch.float64
     change = size = 0.0
-    for before, after in zip(_pieces(first), _pieces(last), strict=True):
-        start = before.to(wide)
-        size = math.hypot(size, float(torch.linalg.vector_norm(start)))
-        change = math.hypot(change, float(torch.linalg.vector_norm(after.to(wide) - start)))
+    try:
+        for before, after in zip(_pieces(first), _pieces(last), strict=True):
+            start = before.to(wide)
+            size = math.hypot(size, _length(start))
+            change = math.hypot(change, _length(after.to(wide) - start))
+    # Torch cannot turn every dtype into numbers.
+    except (RuntimeError, NotImplementedError, TypeError) as problem:
+        reason = f"could not be read as numbers: {str(problem).splitlines()[0][:200]}"
+        return Estimate(math.nan, math.nan, "exact", reason)
     if not (math.isfinite(size) and math.isfinite(change)):
         return Estimate(math.nan, math.nan, "exact", "not finite")
     if not size:
@@ -152,3 +158,9 @@ def _relative(first: Tensor, last: Tensor) -> Estimate:
             else Estimate(math.nan, math.nan, "exact", "it was all zero at first")
         )
     return exact(change / size, "‖last − first‖/‖first‖")
+
+
+def _length(values: Tensor) -> float:
+    # Scaled, so that the squares of 1e200 and 1e-200 stay within range.
+    peak = float(values.abs().max()) if values.numel() else 0.0
+    return peak * float(torch.linalg.vector_norm(values / peak)) if peak else 0.0

@@ -19,7 +19,7 @@ SIDE = 1 << 10
 MOST_COMPARED = 1 << 29
 """Pairs in neighbouring cells: about ten seconds."""
 
-CHUNK = 1 << 19
+CHUNK = 1 << 17
 """Pairs compared at a time."""
 
 GRID = 1e-6

@@ -3,7 +3,8 @@
 A small weight is decomposed in float64. For a larger one the eigenvalues of WᵀW or WWᵀ, whichever is smaller, are
 taken, summed up in float64 from blocks: the same values sooner, and without a second copy of the weight. Squares lose
 half the digits, so of a side of r what lies below √(r ε), some 10⁻⁷, of the largest is rounding. Of weights whose
-smaller side is above a limit only the largest singular value is taken, by Lanczos.
+smaller side is above a limit only the largest singular value is taken, by Lanczos; its products are in float32 where
+the weight holds no more digits than that, which is three times as fast, and their rounding counts in its error.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ FEW_ROWS = 1024
 
 TOL = 1e-3
 """Relative residual of σ_max² where it is found by Lanczos."""
+
+FAR = 1e12
+"""Beyond it, or its inverse, squares of entries leave the range of float32."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +105,12 @@ class _Gram:
     def __init__(self, matrix: Tensor, scale: float, done: Done) -> None:
         self.matrix, self.scale, self.done = matrix, scale, done
         self.shape = (matrix.shape[1], matrix.shape[1])
-        self.dtype = torch.float64
+        narrow = matrix.dtype.itemsize <= 4 and 1 / FAR <= scale <= FAR
+        self.dtype = torch.float32 if narrow else torch.float64
         self.device = matrix.device
 
     def __matmul__(self, vectors: Tensor, /) -> Tensor:
         product = torch.zeros_like(vectors)
-        for _, block in row_blocks(self.matrix, self.done):
+        for _, block in row_blocks(self.matrix, self.done, self.dtype):
             product += block.mT @ (block @ vectors)
         return product / self.scale**2

@@ -47,6 +47,9 @@ PARTS = {"spectrum": {"density": "smallest eigenvalue", "smallest": "sharpest di
 
 Progress = Callable[[str], None]
 
+ALONE = 20
+"""What decomposing matrices takes beside opening and surveying the file; beside probes, nobody knows."""
+
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -118,11 +121,17 @@ def examine(
     return Run(header, records, arrays=arrays)
 
 
-def stages(task: str | None, only: Collection[str] | None) -> int:
-    """How many stages ``examine`` will report, for a progress bar."""
-    if task is None:
-        return 2 + _matrices(only)
-    return 3 + _matrices(only) + sum(1 + len(PARTS.get(probe.name, {})) for probe in _probes(only))
+def stages(task: str | None, only: Collection[str] | None) -> dict[str, int]:
+    """What ``examine`` will report, and about how long each stage takes beside the others, for a progress bar."""
+    told = {"opening the file": 1, "surveying tensors": 1}
+    if _matrices(only):
+        told["decomposing matrices"] = ALONE if task is None else 1
+    if task is not None:
+        told["building the task"] = 1
+        for probe in _probes(only):
+            told |= {f"measuring {probe.name.replace('_', ' ')}": 1}
+            told |= {f"measuring {part}": 1 for part in PARTS.get(probe.name, {}).values()}
+    return told
 
 
 def _matrices(only: Collection[str] | None) -> bool:

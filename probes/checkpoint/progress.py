@@ -11,6 +11,11 @@ from torch import Tensor
 _STEP = ("step", "global_step", "iteration", "iter", "iter_num", "num_updates", "steps", "it")
 _EPOCH = ("epoch", "current_epoch", "epochs")
 
+DEEPEST = 6
+"""An optimizer is looked for so many levels down."""
+
+_HOLDERS = (torch.optim.Optimizer, Mapping, list, tuple)
+
 
 def find_optimizer(raw: Mapping[Any, Any]) -> tuple[Mapping[str, Any] | None, tuple[str, ...]]:
     """Find the optimizer's state dict, by its `state` and `param_groups` and not by what the script called it.
@@ -39,15 +44,23 @@ def is_optimizer(value: object) -> bool:
 
 
 def _optimizers(raw: Mapping[Any, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for key, value in raw.items():
+    # A pickle can hold a dict that contains itself; each is looked into once.
+    waiting: list[tuple[str, Any, int]] = [("", raw, 0)]
+    seen = set()
+    while waiting:
+        place, value, depth = waiting.pop()
         if isinstance(value, torch.optim.Optimizer):
-            yield str(key), value.state_dict()
+            yield place, value.state_dict()
         elif is_optimizer(value):
-            yield str(key), value
-        elif isinstance(value, list | tuple):
-            yield from ((f"{key}[{index}]", item) for index, item in enumerate(value) if is_optimizer(item))
-        elif isinstance(value, Mapping):
-            yield from ((f"{key}.{name}", item) for name, item in value.items() if is_optimizer(item))
+            yield place, value
+        elif depth < DEEPEST and id(value) not in seen:
+            seen.add(id(value))
+            named = isinstance(value, Mapping)
+            parts = value.items() if named else enumerate(value)
+            inside = [(key, part) for key, part in parts if isinstance(part, _HOLDERS)]
+            # The last is looked into first.
+            for key, part in reversed(inside):
+                waiting.append((f"{place}.{key}".lstrip(".") if named else f"{place}[{key}]", part, depth + 1))
 
 
 def find_step(raw: Mapping[Any, Any], optimizer: Mapping[str, Any] | None) -> tuple[int | None, tuple[str, ...]]:

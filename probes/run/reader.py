@@ -72,8 +72,10 @@ class Run:
         self.path = path
         self.torn = torn
         self._groups: dict[tuple[str, str, str | None], list[Record]] = defaultdict(list)
+        self._probes: dict[str, list[Record]] = defaultdict(list)
         for record in self.records:
             self._groups[record.probe, record.name, record.layer].append(record)
+            self._probes[record.probe].append(record)
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -104,6 +106,11 @@ class Run:
             values=numpy.array([_number(record.value) for record in chosen], dtype=numpy.float64),
             errors=numpy.array([_number(record.error) for record in chosen], dtype=numpy.float64),
         )
+
+    def of(self, probe: str, name: str | None = None) -> list[Record]:
+        """The records of one probe, or of one quantity of it, in the order in which they were made."""
+        found = self._probes.get(probe, [])
+        return list(found) if name is None else [record for record in found if record.name == name]
 
     def layers(self, probe: str, name: str) -> list[str]:
         """The layers for which a quantity was measured, in the order in which they first appear."""

@@ -20,5 +20,5 @@ def read(run: Run) -> Chapter:
 
 def _of_heads(run: Run) -> str:
     """Why there are no heads, which is not why there is no log Z."""
-    notes = [record.note for record in run.records if (record.probe, record.name) == (PROBE, "heads") and record.note]
+    notes = [record.note for record in run.of(PROBE, "heads") if record.note]
     return str(notes[-1]).rstrip(".") if notes else ""

@@ -47,7 +47,7 @@ def _concentration(run: Run) -> list[Figure]:
 
 def by_head(run: Run, name: str) -> tuple[list[str], list[int], numpy.ndarray]:
     """Names of rows, steps, and one number for each, NaN where there is none."""
-    records = [one for one in run.records if (one.probe, one.name, one.status) == (PROBE, name, "ok") and one.layer]
+    records = [one for one in run.of(PROBE, name) if one.status == "ok" and one.layer]
     steps = sorted({record.step for record in records})
     columns: dict[str, numpy.ndarray] = {}
     known = {(str(record.layer), record.step): run.array(record) for record in records}

@@ -33,11 +33,13 @@ def alignment(run: Run) -> list[Finding]:
     )
     opposed = run.last(PROBE, "opposed")
     if opposed is not None and opposed.value is not None and opposed.step == last.step:
-        claim += f"; {100 * opposed.value:.0f} % of pairs oppose each other"
+        claim += f"; {opposed.value:.0%} of pairs oppose each other"
     wanted = [run.last(PROBE, f"batch_{name}") for name in ("inner_product", "orthogonality")]
     sizes = [one.value for one in wanted if one is not None and one.value is not None and one.step == last.step]
     if len(sizes) == 2:
-        claim += f"; batches of {max(1.0, *sizes):.0f} examples pass the inner-product and orthogonality tests"
+        enough = round(max(sizes))
+        claim += f"; {f'batches of {enough}' if enough > 1 else 'single'} examples pass the inner-product and "
+        claim += "orthogonality tests"
     return [
         Finding(
             id=ID,
@@ -46,7 +48,8 @@ def alignment(run: Run) -> list[Finding]:
             value=Estimate(last.value, last.error or 0.0, "standard error", method_of(last)),
             threshold="",
             meaning="Near 1, a step on one example helps all others; near 0, they learn side by side; below 0 they "
-            "undo each other's steps. It falls as what is left to learn are the peculiarities of examples.",
+            "undo each other's steps. It falls as what is left to learn are the peculiarities of examples."
+            + (" Batches that pass both tests go down the loss in most steps." if len(sizes) == 2 else ""),
             advice=(),
             evidence=("gradient-alignment",) if len(run.series(PROBE, "mean_cosine")) > 1 else (),
             method=method_of(last),

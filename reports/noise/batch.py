@@ -29,11 +29,14 @@ APART = 10.0
 
 @dataclass(frozen=True)
 class _Source:
-    """A probe that measures the noise scale: what its number is called, and what would make it more certain."""
+    """A probe that measures the noise scale: what its number is called, what would make it more certain, and how far it
+    is behind.
+    """
 
     probe: str
     what: str
     more: str
+    lag: str = ""
 
     @property
     def id(self) -> str:
@@ -45,7 +48,13 @@ class _Source:
 
 
 OBJECTIVE = _Source("noise_scale", "The gradient noise scale", "More examples in the Objective")
-STREAM = _Source("noise_stream", "The gradient noise scale of the run's own steps", "More steps in a longer average")
+STREAM = _Source(
+    "noise_stream",
+    "The gradient noise scale of the run's own steps",
+    "More steps in a longer average",
+    " An average over past steps, in which those with long gradients count most: it lags behind what is measured at "
+    "one step, and after an early phase of long gradients it is theirs until they are forgotten.",
+)
 
 
 def batch(run: Run) -> list[Finding]:
@@ -66,11 +75,13 @@ def _finding(run: Run, source: _Source) -> list[Finding]:
     known = first.values[numpy.isfinite(first.values)]
     if len(known) > 1:
         claim += f", {'up' if last.value > known[0] else 'down'} from {known[0]:.3g}"
-    gone = next((one for one in run.records if _lost(one, source.probe, last.step)), None)
+    gone = next((one for one in run.of(source.probe) if _lost(one, source.probe, last.step)), None)
     if gone is not None:
         claim += f"; from step {gone.step} on it is not to be told"
     used = run.last(source.probe, "batch_size")
     said, meaning = _against(used.value if used else None, last.value, 1.96 * (last.error or 0.0), source.more)
+    if gone is not None:
+        said, meaning = "", _SINCE
     return [
         Finding(
             id=source.id,
@@ -78,13 +89,19 @@ def _finding(run: Run, source: _Source) -> list[Finding]:
             claim=f"{claim}{said}.",
             value=Estimate(last.value, last.error or 0.0, "standard error", method_of(last)),
             threshold="",
-            meaning=f"{meaning} A proxy for the critical batch size, which was seen to differ from it.",
+            meaning=f"{meaning}{source.lag} A proxy for the critical batch size, which was seen to differ from it.",
             advice=() if gone is None else (source.advice,),
             evidence=("noise-scale",) if len(first) > 1 else (),
             method=method_of(last),
             citation=CITATION,
         )
     ]
+
+
+_SINCE = (
+    "Since then |G|² is within its error of zero: the scale may have grown past what can be seen, and where batches "
+    "stand now is open."
+)
 
 
 def _lost(record: Record, probe: str, step: int) -> bool:
@@ -95,7 +112,7 @@ def _lost(record: Record, probe: str, step: int) -> bool:
 
 def _reason(run: Run, probe: str) -> str | None:
     """Why there is no number: of B_simple itself, where the probe came so far."""
-    silent = [record for record in run.records if (record.probe, record.name) == (probe, "simple") and record.note]
+    silent = [record for record in run.of(probe, "simple") if record.note]
     return str(silent[-1].note).rstrip(".") if silent else reason_missing(run, probe)
 
 

@@ -29,24 +29,32 @@ def clipping(run: Run) -> list[Finding]:
         turned = (sideways.value / kept.value, low)
     far = turned is not None and turned[1] > SIDEWAYS
     claim = (
-        f"Clipping to {limit.value:g} acts on {100 * rate.value:.0f} % of batches at step {rate.step} and keeps "
+        f"Clipping to {limit.value:g} acts on {rate.value:.0%} of batches at step {rate.step} and keeps "
         f"{format_value(kept.value, kept.error)} of the mean step"
         if rate.value
         else f"Clipping to {limit.value:g} acts on none of the batches drawn at step {rate.step}"
     )
     if turned is not None:
-        claim += f", turned by {math.degrees(math.atan(turned[0])):.0f} degrees"
+        degrees = math.degrees(math.atan(turned[0]))
+        claim += f", turned by {f'{degrees:.0f} degrees' if degrees >= 1.5 else 'next to nothing'}"
+    usual = run.last("gradient_alignment", "clip_median_norm")
+    if usual is not None and usual.value is not None and usual.step == rate.step:
+        claim += f"; the median gradient of a batch has norm {format_value(usual.value)}"
     return [
         Finding(
             id=ID,
             level="warn" if far else "ok",
             claim=f"{claim}.",
-            value=Estimate(kept.value, kept.error or 0.0, "standard error", method_of(kept)),
+            value=Estimate(kept.value, kept.error or 0.0, "standard error", method_of(kept))
+            if rate.value
+            else Estimate(rate.value, rate.error or 0.0, "bound", method_of(rate)),
             threshold=f"turned by more than {math.degrees(math.atan(SIDEWAYS)):.0f} degrees",
             meaning="Batches with long gradients lose more than others, so that the mean of clipped gradients points "
             "elsewhere than the gradient of the loss: no learning rate makes that good."
             if far
-            else "What clipping takes away is mostly length, which the learning rate can give back.",
+            else "What clipping takes away is mostly length, which the learning rate can give back."
+            if rate.value
+            else "At this threshold clipping is a guard against rare long gradients, and changes no usual step.",
             advice=(
                 "Raise the threshold towards the median norm of batch gradients (clip_median_norm in the records).",
                 "Larger batches: their norms differ less.",

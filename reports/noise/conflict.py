@@ -10,6 +10,8 @@ from reports.finding import Finding
 ID = "gradient_alignment/conflict"
 CITATION = "Yu et al., arXiv 2001.06782"
 
+_RECORDS = ("gradient_alignment", "conflict")
+
 OPPOSED = -0.2
 """A cosine that is below this by all of its interval is a conflict; one just below zero costs next to nothing."""
 
@@ -21,11 +23,7 @@ def conflict(run: Run) -> list[Finding]:
     }
     known = {pair: record for pair, record in pairs.items() if record is not None and record.value is not None}
     if not known:
-        silent = [
-            record.note
-            for record in run.records
-            if record.probe == "gradient_alignment" and record.name == "conflict" and record.note
-        ]
+        silent = [record.note for record in run.of("gradient_alignment", "conflict") if record.note]
         if not silent:
             return []
         return [unmeasured(ID, "Conflict between groups", str(silent[-1]).rstrip("."), _MORE, CITATION)]
@@ -35,6 +33,8 @@ def conflict(run: Run) -> list[Finding]:
     }
     worst = min(values, key=lambda pair: values[pair].interval()[1])
     found = values[worst]
+    latest = max(record.step for record in run.of(*_RECORDS))
+    stale = f"; at step {latest} no cosine is to be told" if latest > max(r.step for r in known.values()) else ""
     opposed = [pair for pair, value in values.items() if value.interval()[1] < OPPOSED]
     # Whole, where it is no pair: a folder may be damaged, and names may hold anything.
     named = worst.replace(" | ", " and ", 1)
@@ -43,11 +43,11 @@ def conflict(run: Run) -> list[Finding]:
         Finding(
             id=ID,
             level="warn" if opposed else "ok",
-            claim=f"{named} pull in opposite directions: their gradients have a cosine of "
-            f"{format_value(found.value, found.error)} at step {step}{_others(len(opposed))}."
+            claim=f"Groups {named} pull in opposite directions: their gradients have a cosine of "
+            f"{format_value(found.value, found.error)} at step {step}{_others(len(opposed))}{stale}."
             if opposed
             else f"No groups of examples are seen to pull in opposite directions: the lowest cosine is "
-            f"{format_value(found.value, found.error)}, of {named}, at step {step}.",
+            f"{format_value(found.value, found.error)}, between groups {named}, at step {step}{stale}.",
             value=found,
             threshold=f"cosine below {OPPOSED:g}, error allowed for",
             meaning="A step that lowers the loss of one raises that of the other, and what is left is their difference."

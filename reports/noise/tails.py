@@ -6,6 +6,8 @@ what is left of the gradient. That is no fault. It is one where most examples ar
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from diagnostics.estimate import Estimate, exact
 from diagnostics.noise.tails import HEAVY, is_heavy
 from probes.run import Run
@@ -50,9 +52,9 @@ def tails(run: Run) -> list[Finding]:
         Finding(
             id=ID,
             level="warn" if waiting else "ok",
-            claim=f"The hundredth of examples with the longest gradients makes {100 * float(share or 0):.0f} % of the "
+            claim=f"The hundredth of examples with the longest gradients makes {float(share or 0):.0%} of the "
             f"gradient noise at step {step}{told}.",
-            value=share,
+            value=share if share is None else replace(share, how=method_of(last)),
             threshold=f"half of the noise, or a tail index below {HEAVY:g}",
             meaning=_OUTLIERS if waiting else _USUAL if heavy else "Noise scales are those of the data, not of a few.",
             advice=_ADVICE if waiting else (),

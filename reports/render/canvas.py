@@ -17,7 +17,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import Formatter, LogFormatterMathtext
 
 from reports import palette
-from reports.document import Figure
+from reports.document import Figure, curve_id
 
 POINTS = 72
 """Points per inch: at this resolution one pixel of a canvas is one point of the page."""
@@ -78,6 +78,9 @@ def drawn(figure: Figure, size: tuple[float, float]) -> Canvas:
     if not canvas.get_axes() and not canvas.texts:
         canvas.text(0.5, 0.5, "nothing to draw", color=palette.MUTED, ha="center", va="center")
     for axes in canvas.get_axes():
+        for line in axes.get_lines():
+            if line.get_gid() is None and not str(line.get_label()).startswith("_"):
+                line.set_gid(curve_id(str(line.get_label())))
         for axis in (axes.xaxis, axes.yaxis):
             if isinstance(major := axis.get_major_formatter(), LogFormatterMathtext):
                 axis.set_major_formatter(_PlainPowers(major))

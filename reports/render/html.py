@@ -1,9 +1,17 @@
-"""A report as one HTML file: no network, no script, readable on a phone, in the dark, in print and by ear."""
+"""A report as one HTML file: no network, readable on a phone, in the dark, in print and by ear.
+
+A light script reads values off the drawings, switches their scales and hides curves; nothing is lost without it. It is
+the only one that the page's policy lets run.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import re
 from functools import cache
+from importlib import resources
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -11,7 +19,7 @@ from markupsafe import Markup, escape
 from reports.document import Document, Figure, Table
 from reports.render.arrangement import arrange
 from reports.render.levels import WORD, counts
-from reports.render.svg import VARIABLES, anchor, to_svg
+from reports.render.svg import VARIABLES, anchor, drawings
 from reports.render.tables import cell_text, numeric, printable, thinned
 
 _ARXIV = re.compile(r"(?i:arxiv[:\s]\s*)?\b(\d{2}(?:0[1-9]|1[0-2])\.\d{4,5})(?:v\d+)?\b")
@@ -23,6 +31,7 @@ _LONG = 24
 def to_html(document: Document) -> str:
     """The document as one page; everything that came from outside is escaped."""
     findings, rest = arrange(document)
+    script = resources.files("reports.render").joinpath("templates/report.js").read_text(encoding="utf-8")
     firsts = {shown.finding.level: shown.finding.id for shown in reversed(findings)}
     return (
         _environment()
@@ -34,6 +43,8 @@ def to_html(document: Document) -> str:
             counts=[(level, words, firsts[level]) for level, words in counts(document.findings)],
             words=WORD,
             variables=VARIABLES,
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii"),
         )
     )
 
@@ -78,7 +89,7 @@ def _environment() -> Environment:
         finalize=_outside,
     )
     environment.filters.update(
-        anchor=_anchor, breakable=breakable, linked=linked, svg=_svg, cell=cell_text, shown=_shown
+        anchor=_anchor, breakable=breakable, linked=linked, plots=_plots, cell=cell_text, shown=_shown, base64=_base64
     )
     return environment
 
@@ -91,8 +102,23 @@ def _anchor(name: str, kind: str) -> str:
     return anchor(kind, name)
 
 
-def _svg(figure: Figure) -> Markup:
-    return Markup(to_svg(figure))
+def _plots(figure: Figure) -> list[dict[str, Markup]]:
+    """The drawing and what the script reads off it, and that on the other scale, whose curves are the same."""
+    first, other = drawings(figure)
+    found = [(first.svg, first.panels)]
+    if other is not None:
+        found.append((other.svg, [{**panel, "curves": []} for panel in other.panels]))
+    return [{"svg": Markup(svg), "panels": Markup(_json(panels))} for svg, panels in found]
+
+
+def _json(content: object) -> str:
+    # What ends a script, or begins a comment, must not stand in one.
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
 
 
 def _shown(table: Table) -> dict[str, object]:

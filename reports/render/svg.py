@@ -8,14 +8,18 @@ for ``*``, metadata, fonts) goes.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from io import StringIO
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
+from matplotlib.figure import Figure as Canvas
 
 from reports import palette
-from reports.document import Figure
+from reports.document import CURVE, Figure
 from reports.render.canvas import FONT, drawn, report_style
+from reports.render.readings import panels, switch, switchable
 from reports.render.tables import printable
 
 VARIABLES: dict[str, str] = {
@@ -38,22 +42,42 @@ _NUMBER = re.compile(r"-?\d+\.\d{3,}")
 _REFERENCE = re.compile(r"#([\w.-]+)")
 
 
-def to_svg(figure: Figure) -> str:
-    """The figure as an ``<svg>`` element for a page that defines the CSS variables of ``VARIABLES`` and ``--sans``.
+@dataclass(frozen=True)
+class Drawing:
+    """A figure drawn: the ``<svg>`` element, and what a script reads off it."""
 
-    Text is measured with DejaVu Sans and set in the page's font, which is narrower on every common system, so
-    nothing runs into anything.
+    svg: str
+    panels: list[dict[str, Any]]
+
+
+def drawings(figure: Figure) -> tuple[Drawing, Drawing | None]:
+    """The figure as an ``<svg>`` element, and again with its values on the other scale where that shows more.
+
+    The page defines the CSS variables of ``VARIABLES`` and ``--sans``. Text is measured with DejaVu Sans and set in the
+    page's font, which is narrower on every common system, so nothing runs into anything.
 
     Cells of heat maps keep their colours, since a cell that happens to equal a palette colour must not change apart
-    from its neighbours; they carry ``class="mesh"`` so that a page can turn them as a whole.
+    from its neighbours; they carry ``class="mesh"`` so that a page can turn them as a whole. Named curves and their
+    bands carry ``data-curve``.
     """
-    out = StringIO()
     with report_style():
-        matplotlib.rcParams["svg.hashsalt"] = figure.id
-        drawn(figure, figure.size).savefig(out, format="svg", metadata={"Date": None})
+        canvas = drawn(figure, figure.size)
+        first = _saved(figure, canvas, "")
+        if not switchable(canvas):
+            return first, None
+        again = drawn(figure, figure.size)
+        for axes in switchable(again):
+            switch(axes)
+        return first, _saved(figure, again, "other-")
+
+
+def _saved(figure: Figure, canvas: Canvas, prefix: str) -> Drawing:
+    out = StringIO()
+    matplotlib.rcParams["svg.hashsalt"] = figure.id
+    canvas.savefig(out, format="svg", metadata={"Date": None})
     root = ElementTree.fromstring(_ILLEGAL.sub("\ufffd", out.getvalue()))
     _strip(root)
-    _own_ids(root, anchor("svg", figure.id))
+    _own_ids(root, prefix + anchor("svg", figure.id))
     _recolour(root, in_mesh=False)
     root.attrib = {
         "viewBox": root.attrib["viewBox"],
@@ -62,7 +86,7 @@ def to_svg(figure: Figure) -> str:
         "aria-label": printable(figure.alt),
         "style": "stroke-linejoin: round; stroke-linecap: butt",
     }
-    return ElementTree.tostring(root, encoding="unicode")
+    return Drawing(ElementTree.tostring(root, encoding="unicode"), panels(canvas))
 
 
 def anchor(kind: str, name: str) -> str:
@@ -99,6 +123,8 @@ def _own_ids(root: ElementTree.Element, prefix: str) -> None:
     }
     for element in root.iter():
         name = element.attrib.pop("id", "")
+        if name.startswith(CURVE):
+            element.attrib["data-curve"] = printable(name.removeprefix(CURVE))
         if name.startswith("QuadMesh") or element.tag == "image":
             element.attrib["class"] = "mesh"
         if name in used:

@@ -24,7 +24,7 @@ ALONE_SHARE, ALONE_TOP = 0.9, 20.0
 
 def read(run: Run) -> Chapter:
     """Findings and figures about the spectrum of the Hessian."""
-    records = [record for record in run.records if record.probe == "spectrum"]
+    records = run.of("spectrum")
     if not records:
         return Chapter()
     drawn = figures(run)

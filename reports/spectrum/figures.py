@@ -249,7 +249,7 @@ def _draw_directions(curves: Sequence[Line], canvas: Canvas) -> None:
 
 
 def _records(run: Run, name: str) -> list[Record]:
-    return [one for one in run.records if (one.probe, one.name, one.status) == ("spectrum", name, "ok")]
+    return [one for one in run.of("spectrum", name) if one.status == "ok"]
 
 
 def _value_at(series: Series, step: int) -> float:

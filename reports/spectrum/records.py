@@ -14,7 +14,7 @@ CITATION = "Sagun et al., arXiv 1706.04454; Ghorbani et al., arXiv 1901.10159"
 
 def at_step(run: Run, name: str, step: int | None, layer: str | None = None) -> Record | None:
     """The finite number of a quantity at one step."""
-    found = [record for record in run.records if (record.probe, record.name) == ("spectrum", name)]
+    found = run.of("spectrum", name)
     found = [one for one in found if one.layer == layer and one.step == step and one.status == "ok"]
     return next((one for one in reversed(found) if one.value is not None and numpy.isfinite(one.value)), None)
 
@@ -53,7 +53,7 @@ def resolved(record: Record | None) -> bool:
 
 def missing(run: Run, id: str, what: str, names: tuple[str, ...]) -> Finding | None:
     """Why a part gave nothing; None where nobody asked for it."""
-    found = [record for record in run.records if record.probe == "spectrum" and record.name in names]
+    found = [record for record in run.of("spectrum") if record.name in names]
     if not found:
         return None
     reason = str(found[-1].note or "no number came of it").rstrip(".")

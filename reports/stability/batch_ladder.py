@@ -86,7 +86,7 @@ def _checks(run: Run) -> list[_Check]:
 
 def _at(run: Run, name: str, step: int) -> Record | None:
     """A finite number of one check."""
-    found = [one for one in run.records if (one.probe, one.name, one.step) == ("batch_ladder", name, step)]
+    found = [one for one in run.of("batch_ladder", name) if one.step == step]
     return next((one for one in reversed(found) if one.value is not None and math.isfinite(one.value)), None)
 
 

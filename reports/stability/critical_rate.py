@@ -128,9 +128,8 @@ def _uphill(run: Run) -> set[int]:
     """Checks at which the loss rose along the step from the start."""
     return {
         record.step
-        for record in run.records
-        if (record.probe, record.name, record.status) == ("gradient_curvature", "critical_lr", "skipped")
-        and UPHILL in str(record.note)
+        for record in run.of("gradient_curvature", "critical_lr")
+        if record.status == "skipped" and UPHILL in str(record.note)
     }
 
 

@@ -105,9 +105,8 @@ def at_rest(run: Run, probe: str) -> frozenset[int]:
     """Steps at which the learning rate was measured to be 0, or the threshold was infinite for it."""
     found = {
         record.step
-        for record in run.records
-        if (record.probe, record.name, record.status) == (probe, "threshold", "ok")
-        and (record.value == float("inf") or INFINITE in str(record.note))
+        for record in run.of(probe, "threshold")
+        if record.status == "ok" and (record.value == float("inf") or INFINITE in str(record.note))
     }
     if run.layers("learning_rate", "lr"):
         rates = rates_in_force(run)
@@ -117,11 +116,11 @@ def at_rest(run: Run, probe: str) -> frozenset[int]:
 
 def _last(run: Run, probe: str, name: str, without: frozenset[int]) -> Record | None:
     """The latest finite record, but for some steps."""
-    kept = Run({}, [one for one in run.records if (one.probe, one.name) == (probe, name) and one.step not in without])
+    kept = Run({}, [one for one in run.of(probe, name) if one.step not in without])
     return kept.last(probe, name)
 
 
 def _rule(run: Run, probe: str) -> str:
     """Read from the latest record with a note: a threshold without a number has its rule all the same."""
-    notes = (record.note for record in reversed(run.records) if (record.probe, record.name) == (probe, "threshold"))
+    notes = (record.note for record in reversed(run.of(probe, "threshold")))
     return next((note for note in notes if note), "").partition("; value was")[0]

@@ -125,7 +125,7 @@ def _meaning(run: Run, rising: bool, value: Estimate) -> str:
 def _limits(run: Run) -> list[str]:
     """Where α was not to be had, and where it is not the optimizer's own."""
     said = []
-    checks = {record.step for record in run.records if (record.probe, record.name) == ("sharpening", "rate")}
+    checks = {record.step for record in run.of("sharpening", "rate")}
     taken = set(run.series("sharpening", "rate").steps.tolist())
     if checks - taken:
         missed = len(checks - taken)

@@ -14,6 +14,7 @@ from reports.units.influence import influence
 from reports.units.kinds import CITATION, KINDS, NOTABLE, SEVERE, Kind
 from reports.units.outliers import outliers
 from reports.units.redundancy import duplicates
+from reports.words import counted
 
 FROM_THE_START = ", from step"
 
@@ -98,7 +99,7 @@ def _all_well(run: Run, layers: list[str]) -> Finding:
     return Finding(
         id="units/activity",
         level="ok",
-        claim=f"Units are at work: of {total} at {len(layers)} non-linearities, {', '.join(parts)}.",
+        claim=f"Units are at work: of {total} at {counted(len(layers), 'non-linearity')}, {', '.join(parts)}.",
         value=exact(total, "count"),
         threshold=f"{NOTABLE:.0%} of a layer in any of these",
         meaning="Dormant: next to no output. Dead: no output and no slope. Saturated: flat. Linearised: one slope. A "

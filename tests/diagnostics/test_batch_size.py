@@ -6,6 +6,7 @@ import math
 
 import numpy
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,9 +14,11 @@ from diagnostics import (
     DiagnosticsError,
     Estimate,
     GradientNoise,
+    Objective,
     batch_size_advice,
     noise_from_norms,
     noise_of_population,
+    noise_scale,
     noisy_quadratic,
     optimal_learning_rate,
     rescaled_learning_rate,
@@ -120,6 +123,22 @@ def test_advice_prints_its_interval_and_its_caveat() -> None:
     assert found.steps.value == pytest.approx(1.5, abs=0.1)
     assert "95 % interval" in str(found)
     assert "B_simple is a proxy" in str(found)
+
+
+def test_advice_takes_what_noise_scale_returns() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(200, 3).double()
+    model = torch.nn.Linear(3, 1).double()
+    measured = noise_scale(Objective(model, torch.nn.MSELoss(), (x, x.sum(1, keepdim=True) + 1)), draws=0)
+    found = batch_size_advice(measured, 8)
+    assert found.critical == measured.simple
+    assert float(found.steps) == pytest.approx(1 + float(measured.simple) / 8)
+    for wrong in (measured.simple, 4.0):
+        with pytest.raises(DiagnosticsError, match=r"noise is not .* try: noise_scale\(objective\)"):
+            batch_size_advice(wrong, 8)
+    for wrong in (measured, 4.0):
+        with pytest.raises(DiagnosticsError, match=r"not an Estimate.*try: noise\.hessian or noise\.simple"):
+            rescaled_learning_rate(0.1, 8, 16, wrong)
 
 
 def test_an_unknown_scale_gives_a_bound_or_nothing() -> None:

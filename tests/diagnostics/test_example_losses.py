@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diagnostics import DiagnosticsError, Objective, per_example_losses
+from diagnostics import DiagnosticsError, Objective, noise_scale, per_example_losses
 from diagnostics.noise import losses as module
 from tests.cases import CASES
 from tests.cases.case import Case
@@ -174,6 +174,48 @@ def test_losses_of_the_users_own_are_mapped_over_the_examples(routes: list[str])
         return _own(module(batch[0]), batch[1]) + 0.1 * sum(p.square().sum() for p in module.parameters())
 
     agrees(Objective.from_loss(model, with_decay, [(x, y)]), lambda m, i: with_decay(m, (x[i : i + 1], y[i : i + 1])))
+
+
+class Potential(nn.Module):
+    """An energy and, with ``forces``, its slope in the inputs."""
+
+    def __init__(self, forces: bool) -> None:
+        super().__init__()
+        self.net, self.forces = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 1)), forces
+
+    def forward(self, x: Tensor) -> Tensor:
+        return slope(self.net, x) if self.forces else self.net(x)
+
+
+def slope(model: nn.Module, x: Tensor) -> Tensor:
+    x = x.clone().requires_grad_()
+    (found,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+    return found
+
+
+def test_losses_that_take_derivatives_themselves() -> None:
+    """Differential equations and gradient penalties in the loss; force fields in the model."""
+    torch.manual_seed(0)
+    x = torch.randn(9, 2).double()
+    equation, field = double(Potential(forces=False)), double(Potential(forces=True))
+
+    def residual(model: nn.Module, x: Tensor) -> Tensor:
+        return (slope(model, x).sum(1, keepdim=True) - model(x)).square().mean()
+
+    mse = nn.MSELoss()
+    of_equation = Objective.from_loss(equation, residual, x.split((5, 4)))
+    of_field = Objective(field, mse, (x, -x))
+    for objective, one in (
+        (of_equation, lambda x: residual(equation, x)),
+        (of_field, lambda x: mse(field(x), -x)),
+    ):
+        twin = torch.stack([one(x[i : i + 1]).detach() for i in range(9)])
+        torch.testing.assert_close(per_example_losses(objective), twin, rtol=1e-9, atol=1e-12)
+        assert objective.loss() == pytest.approx(float(twin.mean()), rel=1e-9)
+        assert noise_scale(objective, draws=2).trace_covariance.determined
+    whole = Objective.from_loss(equation, lambda m, x: torch.autograd.grad(m(x), list(m.parameters()))[0].mean(), [x])
+    with pytest.raises(RuntimeError, match="only for scalar outputs"):
+        whole.loss()
 
 
 def test_log_probabilities_and_a_model_that_cannot_be_mapped(routes: list[str]) -> None:

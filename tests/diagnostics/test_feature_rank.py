@@ -150,6 +150,14 @@ def test_what_is_zero_has_no_rank(features: Tensor, centred: bool, reason: str) 
     assert str(rank).startswith(f"undetermined ({reason}")
 
 
+@pytest.mark.parametrize("centred", [False, True])
+def test_one_sample_has_no_spread(centred: bool) -> None:
+    """It is not the same for every input: there is one."""
+    spread = feature_rank(torch.randn(1, 3), centred=centred).spread
+    assert math.isnan(spread.value)
+    assert feature_rank(torch.ones(2, 3), centred=centred).spread.value == 0
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.int64, torch.bool])
 def test_every_real_dtype_is_taken(dtype: torch.dtype) -> None:
     features = (8 * torch.randn(40, 6)).round().to(dtype)

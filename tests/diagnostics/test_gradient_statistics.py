@@ -193,6 +193,9 @@ def test_a_high_threshold_clips_nothing_and_a_low_one_everything() -> None:
     for bad in ({"max_norm": 0}, {"max_norm": 1, "batch_size": 41}, {"max_norm": 1, "batch_size": 3, "draws": 5}):
         with pytest.raises(DiagnosticsError):
             clipping(gram, **bad)
+    match = "more batches than are held at once; given: 1,000,000,000 from 40 examples; expected: at most 3,355,443"
+    with pytest.raises(DiagnosticsError, match=match):
+        clipping(gram, 1.0, 8, draws=10**9)
 
 
 def domains(angle: float, seed: int, count: int = 60) -> tuple[GradientGram, list[str]]:
@@ -208,6 +211,37 @@ def test_intervals_of_the_cosine_between_groups_cover(degrees: int) -> None:
     angle = math.radians(degrees)
     measure = lambda seed: group_conflict(*domains(angle, seed)).pairs[0].cosine  # noqa: E731
     assert 0.91 <= covered(math.cos(angle), measure, 300) <= 0.99
+
+
+def test_noise_along_the_gradient_turns_nothing() -> None:
+    """Groups whose examples differ in length alone have a cosine of 1, which was 1 + σ²/n with a small error."""
+
+    def measure(seed: int) -> Estimate:
+        random = numpy.random.default_rng(seed)
+        rows = numpy.eye(20)[:1] * (1 + 0.5 * random.standard_normal((60, 1))) + 0.02 * random.standard_normal((60, 20))
+        return group_conflict(gram_of(rows), ["a", "b"] * 30).pairs[0].cosine
+
+    assert covered(1.0, measure, 100) > 0.9
+    assert abs(numpy.mean([float(measure(seed)) for seed in range(100)]) - 1.0) < 1e-3
+
+
+def test_small_groups_are_told_and_labels_that_print_alike_are_two() -> None:
+    gram, _ = domains(math.radians(60), 0, 10)
+    found = group_conflict(gram, ["1"] * 9 + ["once"] + [1] * 7 + [None] * 3)
+    assert [(pair.first, pair.second) for pair in found.pairs] == [
+        ("'1'", "1"),
+        ("'1'", "once"),
+        ("'1'", "None"),
+        ("once", "1"),
+        ("once", "None"),
+        ("1", "None"),
+    ]
+    assert [pair.cosine.determined for pair in found.pairs[1:]] == [False] * 5
+    assert "'1' against once: cosine undetermined ('once' has 1 example, and at least 4 are needed)" in str(found)
+    whole = group_conflict(gram, torch.tensor([0] * 10 + [1] * 10))
+    assert (whole.pairs[0].first, whole.pairs[0].second) == ("0", "1")
+    with pytest.raises(DiagnosticsError, match="1 of 7 with at least 4 examples"):
+        group_conflict(gram, ["all"] * 10 + [0, 1, 2, 3, 3, 4, 4, 4, 5, 5])
 
 
 def test_groups_that_conflict_are_found_and_others_are_not() -> None:

@@ -232,6 +232,45 @@ def test_a_mean_gradient_whose_square_is_no_number_is_refused() -> None:
         noise_scale(objective, draws=0)
 
 
+@pytest.mark.parametrize(("size", "kept"), [(1e-12, True), (1e-21, False), (1e-30, False), (0.0, True)])
+def test_gradients_whose_squares_vanish_do_not_pass_for_zero(size: float, kept: bool) -> None:
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(3, 2), torch.randn(20, 3), torch.randn(20, 2)
+    objective = Objective(model, lambda outputs, targets: size * nn.functional.mse_loss(outputs, targets), (x, y))
+    if not kept:
+        with pytest.raises(DiagnosticsError, match=r"too short for their precision.*in float32.*try: model\.double"):
+            per_example_gradient_norms(objective)
+        model.double()
+        objective = Objective(model, objective.form.criterion, (x.double(), y.double()))
+    usual = per_example_gradient_norms(Objective(model, nn.MSELoss(), objective.batches)).norms
+    torch.testing.assert_close(per_example_gradient_norms(objective).norms, size * usual, rtol=1e-6, atol=0.0)
+
+
+def test_a_metric_below_zero_is_refused_as_such() -> None:
+    objective = Objective(nn.Linear(3, 2), nn.MSELoss(), (torch.randn(20, 3), torch.randn(20, 2)))
+    for bad in (-1.0, math.nan):
+        with pytest.raises(DiagnosticsError, match="metric is below zero"):
+            per_example_gradient_norms(objective, metric=torch.full((8,), bad))
+
+
+def test_batches_below_one_are_explained() -> None:
+    assert "(below 1, or by chance below 0: a single example passes)" in str(
+        batch_size_tests(gram_of(planted(1.0)), nu=99)
+    )
+    assert "by chance" not in str(batch_size_tests(gram_of(planted(1.0)), theta=0.01, nu=0.01))
+
+
+def test_a_median_of_ratios_is_not_rounded_to_its_spread() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(60, 2) * torch.tensor([1.0, 1e-3])
+    found = gradient_signal_to_noise(
+        Objective(nn.Linear(2, 3), nn.MSELoss(), (x, x.sum(1, keepdim=True) + torch.ones(3)))
+    )
+    first = str(found).splitlines()[0]
+    assert first.startswith("gradient signal-to-noise of 60 examples: median ")
+    assert f"{found.median.value:.3g} (spread {found.median.error:.2g} over parameters)" in first
+
+
 def test_ratios_beyond_all_noise_say_why_they_have_no_median() -> None:
     model = nn.Linear(2, 1)
     found = gradient_signal_to_noise(Objective(model, nn.MSELoss(), (torch.ones(20, 2), torch.full((20, 1), 9.0))))

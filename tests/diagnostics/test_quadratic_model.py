@@ -156,3 +156,9 @@ def test_what_is_out_of_reach_says_so() -> None:
 def test_bad_arguments_are_named(build: Callable[[], object], message: str) -> None:
     with pytest.raises(DiagnosticsError, match=message):
         build()
+
+
+def test_steps_to_a_target_are_told_in_words() -> None:
+    model = noisy_quadratic([1.0, 0.1])
+    assert str(model.steps_to(0.3, batch_size=8)) == "1 step at batch size 8, with a learning rate of 0.925"
+    assert str(model.steps_to(1e-9, batch_size=8)).startswith("no number of steps at batch size 8: the loss does not")

@@ -273,10 +273,27 @@ def test_the_table_prints_and_turns_into_pandas() -> None:
     assert str(measured).splitlines()[0].split() == ["layer", "length", "cosine", "factor", "gradient"]
 
 
+@pytest.mark.filterwarnings("ignore:Complex modules")
+def test_complex_layers_have_nothing_that_could_be_measured() -> None:
+    class Spectral(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 4).to(torch.complex64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x.to(torch.complex64)).real
+
+    model = Spectral()
+    with pytest.raises(DiagnosticsError, match="no depth to look at"):
+        signal_propagation(model, torch.randn(3, 4, requires_grad=True))
+
+
 def test_refusals() -> None:
     model = network(nn.Tanh, 1.2, depth=2, width=20)
     with pytest.raises(DiagnosticsError, match="batch cannot be run; given: int"):
         signal_propagation(model, 3)
+    with pytest.raises(DiagnosticsError, match="batch is empty"):
+        signal_propagation(model, torch.zeros(0, 60))
     with pytest.raises(DiagnosticsError, match="no depth to look at; given: ReLU"):
         signal_propagation(nn.ReLU(), torch.randn(3, 2))
     with pytest.raises(DiagnosticsError, match="built on another model"):

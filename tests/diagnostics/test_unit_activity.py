@@ -201,6 +201,8 @@ def test_the_table_prints_and_turns_into_pandas() -> None:
         (torch.zeros(3, 6), float("nan"), "tau is negative; given: nan"),
         (3, 0.025, "batch cannot be run; given: int; expected: a tensor of inputs"),
         ([torch.zeros(3, 6)] * 3, 0.025, "batch cannot be run; given: list"),
+        (torch.zeros(0, 6), 0.025, r"batch is empty; given: inputs of shape \(0, 6\); expected: examples"),
+        ((torch.zeros(0, 6), torch.zeros(0)), 0.025, "batch is empty"),
     ],
 )
 def test_refusals(batch: object, tau: float, words: str) -> None:

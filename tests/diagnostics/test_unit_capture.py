@@ -90,6 +90,8 @@ def test_every_spelling_is_one_row_with_the_planted_units(function: object, plac
         (nn.Conv2d(4, 6, 3), (5, 4, 9, 8), 5 * 7 * 6),
         (nn.Conv3d(4, 6, 2), (2, 4, 3, 4, 5), 2 * 2 * 3 * 4),
         (nn.ConvTranspose2d(4, 6, 2), (2, 4, 3, 4), 2 * 4 * 5),
+        (nn.Conv1d(4, 6, 3), (4, 9), 7),
+        (nn.Conv2d(4, 6, 3), (4, 9, 8), 7 * 6),
         (nn.Linear(4, 6), (5, 4), 5),
         (nn.Linear(4, 6), (5, 9, 4), 5 * 9),
         (nn.Linear(4, 6), (5, 9, 2, 4), 5 * 9 * 2),

@@ -61,12 +61,12 @@ def _plant(model: Plain | Gated) -> None:
         model.second.weight[:, 8:10] = 0.0
 
 
+MODULES = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 FORMS = [
     pytest.param(build, form, id=f"{build.__name__}-{name}-{kind}")
     for name, function in PLAIN.items()
     for build in (Plain, Gated)
-    for kind, form in (("function", function), ("module", {"relu": nn.ReLU, "gelu": nn.GELU}.get(name)))
-    if form is not None
+    for kind, form in (("function", function), ("module", MODULES[name]))
 ]
 
 

@@ -59,10 +59,40 @@ def test_every_dtype_and_layout(dtype: torch.dtype) -> None:
 
 
 def test_the_pieces_of_a_large_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diagnostics.weights.changes.BLOCK", 7)
+    monkeypatch.setattr("diagnostics.weights.blocks.BLOCK", 7)
     before, after = torch.randn(5, 17), torch.randn(5, 17)
     row = weight_changes([{"w": before}, {"w": after}]).rows[0]
     assert row.relative.value == pytest.approx(float((after - before).double().norm() / before.double().norm()))
+
+
+@pytest.mark.parametrize("scale", [1e-310, 1e-200, 1e200])
+def test_a_change_is_relative_at_every_scale(scale: float) -> None:
+    before = scale * torch.tensor([3.0, 4.0], dtype=torch.float64)
+    row = weight_changes([{"w": before}, {"w": 1.5 * before}]).rows[0]
+    assert row.relative.value == pytest.approx(0.5, rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 5), (5, 0), (2, 0, 3), (0, 0)])
+def test_tensors_without_entries_stay_what_they_are(shape: tuple[int, ...]) -> None:
+    row = weight_changes([{"w": torch.zeros(shape)}, {"w": torch.zeros(shape)}]).rows[0]
+    assert (row.unchanged, row.relative.value) == (True, 0.0)
+
+
+def test_views_are_compared_by_what_they_say() -> None:
+    """A conjugate and a negative are flags on a tensor whose memory holds something else."""
+    z = torch.randn(3, 4, dtype=torch.complex64)
+    assert weight_changes([{"w": z.conj()}, {"w": z.conj().resolve_conj()}]).rows[0].unchanged
+    assert not weight_changes([{"w": z.conj()}, {"w": z}]).rows[0].unchanged
+    assert weight_changes([{"w": z.conj().imag}, {"w": z.conj().imag.resolve_neg()}]).rows[0].unchanged
+
+
+def test_bits_that_are_no_numbers_are_compared_and_have_no_size() -> None:
+    packed = torch.arange(16, dtype=torch.uint8).view(4, 4)
+    rows = weight_changes(
+        [{"w": packed.view(torch.float4_e2m1fn_x2)}, {"w": (packed + 1).view(torch.float4_e2m1fn_x2)}]
+    )
+    assert rows.rows[0].changed == 1
+    assert rows.rows[0].relative.how.startswith("could not be read as numbers")
 
 
 def test_nan_is_the_same_as_itself_and_has_no_size() -> None:

@@ -119,6 +119,20 @@ def test_a_long_smaller_side_leaves_the_largest_value_alone(monkeypatch: pytest.
     assert (row.zero_rows, row.repeated_rows) == (0, 0)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-4, 1.0, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_largest_value_alone_is_within_its_error(dtype: torch.dtype, scale: float) -> None:
+    """Of a flat spectrum and of a lone value, in the precision that the weight holds and at every scale."""
+    for lone in (0.0, 40.0):
+        weight = torch.randn(90, 200, dtype=torch.float64)
+        weight[:, 0] += lone
+        weight = (scale * weight).to(dtype)
+        (norm,) = (row.spectral_norm for row in weight_spectra({"weight": weight}, max_side=80).rows)
+        truth = weight_loops.ranks(weight)[0]
+        assert norm is not None
+        assert abs(norm.value - truth) <= norm.error < 1e-3 * truth
+
+
 @pytest.mark.parametrize(
     "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float8_e4m3fn, torch.float8_e5m2]
 )

@@ -36,7 +36,7 @@ def test_each_record_is_the_churn_of_its_step(folder: Path) -> None:
         assert found == pytest.approx(float(expected.mean_change), rel=1e-4)
     note = str(run.last("churn", "changed").note)
     assert "for other examples" in note
-    assert "(95 %)" in note
+    assert "%, with 95% confidence" in note
 
 
 def test_the_first_state_has_no_update_and_outputs_must_be_seen(folder: Path, toy: Toy) -> None:

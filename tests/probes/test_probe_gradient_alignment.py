@@ -68,8 +68,14 @@ def test_on_a_checkpoint_it_is_measured_when_named() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"max_norm": 1.0}, {"batch_size": 4}, {"max_norm": 0.0, "batch_size": 4}, {"max_norm": 1, "batch_size": 0}],
+    [
+        {"max_norm": 1.0},
+        {"batch_size": 4},
+        {"max_norm": 0.0, "batch_size": 4},
+        {"max_norm": 1, "batch_size": 0},
+        {"groups": 5},
+    ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(DiagnosticsError, match=r"batch_size|max_norm"):
+    with pytest.raises(DiagnosticsError, match=r"batch_size|max_norm|groups"):
         GradientAlignment(**settings)

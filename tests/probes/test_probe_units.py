@@ -75,6 +75,23 @@ def test_scores_are_kept_one_file_for_each_measurement(
     assert {record.array for record in run.records if record.name == "dead"} == {None}
 
 
+def test_values_that_are_not_finite_are_no_failure_of_the_probe(folder: Path) -> None:
+    """It says why, and speaks again when they have gone."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    objective = Objective(model, nn.CrossEntropyLoss(), (torch.randn(4, 3), torch.tensor([0, 1, 0, 1])))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with Monitor(model, optimizer, objective, out=folder, probes=[Units()], every=1):
+        for step in range(5):
+            with torch.no_grad():
+                model[0].bias[0] = 0.0 if step == 4 else float("nan")
+            optimizer.step()
+    run = Run.open(folder)
+    told = [record for record in run.records if record.probe == "units" and record.status != "ok"]
+    assert [(record.status, record.step) for record in told] == [("skipped", step) for step in (1, 2, 3, 4)]
+    assert "the pre-activations at '1' are not finite" in told[0].note
+    assert run.series("units", "dead", "1").steps.tolist() == [0, 5]
+
+
 def test_a_model_without_non_linearities_says_so(folder: Path) -> None:
     model = nn.Linear(3, 2)
     objective = Objective(model, nn.CrossEntropyLoss(), (torch.randn(4, 3), torch.tensor([0, 1, 0, 1])))

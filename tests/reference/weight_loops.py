@@ -49,3 +49,14 @@ def in_half(weight: Tensor, dtype: torch.dtype) -> tuple[float, float, int]:
     count = max(1, len(there))
     lost = int((there.abs() < torch.finfo(dtype).tiny).sum())
     return int((converted == 0).sum()) / count, lost / count, int(converted.isinf().sum())
+
+
+def near_sets(points: numpy.ndarray, numbers: list[int], reach: float) -> set[frozenset[int]]:
+    """Sets of numbers joined by steps of at most ``reach`` in every coordinate; those alone are left out."""
+    sets = {number: frozenset([number]) for number in numbers}
+    for i, one in enumerate(points):
+        for j, other in enumerate(points[:i]):
+            if max(abs(float(a) - float(b)) for a, b in zip(one, other, strict=True)) <= reach:
+                joined = sets[numbers[i]] | sets[numbers[j]]
+                sets |= dict.fromkeys(joined, joined)
+    return {joined for joined in sets.values() if len(joined) > 1}

@@ -23,6 +23,15 @@ def test_consequences_follow_their_cause_and_point_to_it() -> None:
     assert ordered[3].advice == ("do this",), "what is fine needs no cause"
 
 
+def test_what_dead_units_cut_off_points_to_them() -> None:
+    """No gradient passes a dead layer, and beside silent units the others look large."""
+    dead = finding("units/dead", "fail")
+    others = [finding(id, "warn") for id in ("units/gradient_dormant", "units/outliers", "units/saturated")]
+    ordered = causes_first((*others, dead))
+    pointing = {one.id for one in ordered if one.advice[0].startswith("Mend this first")}
+    assert pointing == {"units/gradient_dormant", "units/outliers"}
+
+
 def test_a_warning_explains_nothing_and_a_first_cause_explains_all() -> None:
     assert causes_first((finding("training/loss", "warn"), finding("units/dead", "warn")))[0].advice == ("do this",)
     ordered = causes_first(tuple(finding(id, "fail") for id in ("training/loss", "units/dead", "sharpness/regime")))

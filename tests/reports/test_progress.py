@@ -19,11 +19,11 @@ with progress.progress(4, "working") as bar:
 """
 
 
-def _on_a_terminal(seconds: float) -> str:
+def _on_a_terminal(seconds: float, program: str = PROGRAM) -> str:
     """What a terminal of 80 columns is shown on stderr."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
-    done = subprocess.Popen([sys.executable, "-c", PROGRAM.format(seconds=seconds)], stderr=theirs, env=environment)
+    done = subprocess.Popen([sys.executable, "-c", program.format(seconds=seconds)], stderr=theirs, env=environment)
     os.close(theirs)
     shown = b""
     while True:
@@ -45,6 +45,13 @@ def test_long_work_shows_what_is_done_and_the_time_left_also_within_one_stage() 
     assert " 25%" in shown
     assert "left" in shown
     assert max(len(line) for line in re.split(r"[\r\n]+", shown)) <= 80
+
+
+def test_a_stage_that_takes_most_of_the_time_has_most_of_the_bar() -> None:
+    program = PROGRAM.replace("4,", '{{"the first stage": 1, "a long stage": 9}},').replace(
+        "    time.sleep", "    bar.part(0.5)\n    time.sleep"
+    )
+    assert " 55%" in _on_a_terminal(1.0, program)
 
 
 def test_short_work_shows_nothing() -> None:

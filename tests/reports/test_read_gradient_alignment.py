@@ -87,6 +87,17 @@ def test_conflict_is_alleged_when_all_of_the_interval_is_below(cosine: float, er
     assert "news and code" in finding.claim
 
 
+def test_conflict_that_was_lost_since_says_so() -> None:
+    run = run_of({(ALIGNMENT, "conflict", "1 | 0"): [0.9, 0.8]}, error=0.01)
+    lost = Record(step=20, time=0.0, probe=ALIGNMENT, name="conflict", layer="1 | 0", status="skipped", note="noise")
+    (finding,) = (one for one in noise.read_alignment(Run({}, [*run.records, lost])).findings if "conflict" in one.id)
+    assert finding.claim.endswith(
+        "0.80 ± 0.01, between groups 1 and 0, at step 10; at step 20 no cosine is to be told."
+    )
+    (kept,) = (one for one in noise.read_alignment(run).findings if "conflict" in one.id)
+    assert "told" not in kept.claim
+
+
 def test_conflict_that_is_undetermined_is_not_green() -> None:
     note = "undetermined: the interval of |G|² of 'a' reaches zero"
     record = Record(step=0, time=0.0, probe=ALIGNMENT, name="conflict", layer="a | b", status="skipped", note=note)
@@ -105,6 +116,16 @@ def test_clipping_is_judged_by_how_far_it_turns_the_step(sideways: float | None,
     assert ("turned by" in finding.claim) == (sideways is not None)
 
 
+def test_clipping_that_does_nothing_takes_nothing_away() -> None:
+    values = {"clip_rate": 0.0, "clip_kept": 1.0, "max_norm": 1.0, "clip_median_norm": 0.25}
+    run = run_of({(ALIGNMENT, name): [found] for name, found in values.items()}, error=0.003)
+    (finding,) = noise.read_alignment(run).findings
+    assert finding.claim.endswith("none of the batches drawn at step 0; the median gradient of a batch has norm 0.25.")
+    assert "takes away" not in finding.meaning
+    assert finding.value is not None
+    assert (finding.value.value, finding.value.kind) == (0.0, "bound")
+
+
 def test_nobody_asked_means_nothing() -> None:
     assert noise.read_alignment(Run({}, [])).findings == ()
     assert noise.read(Run({}, [])).findings == ()
@@ -112,7 +133,7 @@ def test_nobody_asked_means_nothing() -> None:
 
 def test_names_of_groups_may_hold_anything() -> None:
     """A folder may be damaged, and a name have a bar in it."""
-    for layer, told in (("c", "c pull"), ("a|b | <i>", "a|b and <i> pull"), (" | ", " and  pull")):
+    for layer, told in (("c", "Groups c pull"), ("a|b | <i>", "Groups a|b and <i> pull"), (" | ", "Groups  and  pull")):
         chapter = noise.read_alignment(run_of({(ALIGNMENT, "conflict", layer): [-0.9]}))
         (finding,) = (one for one in chapter.findings if one.id.endswith("conflict"))
         assert finding.claim.startswith(told)

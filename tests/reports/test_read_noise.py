@@ -53,6 +53,10 @@ def test_a_scale_that_was_lost_since_says_so() -> None:
     assert "at step 10" in finding.claim
     assert "from step 20 on it is not to be told" in finding.claim
     assert finding.advice
+    with_batch = run_of({SIMPLE: [10.0, 40.0], BATCH: [512.0, 512.0]}, error=2.0)
+    (finding,) = noise.read(Run({}, [*with_batch.records, lost])).findings
+    assert "512" not in finding.claim + finding.meaning, "where batches stood then says nothing of now"
+    assert "is open" in finding.meaning
     (kept,) = noise.read(Run({}, [*run.records, layer])).findings
     assert "not to be told" not in kept.claim
 

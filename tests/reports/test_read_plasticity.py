@@ -132,6 +132,16 @@ def test_an_ordinary_run_raises_nothing_and_a_killed_one_does(tmp_path: Path) ->
     assert "32 of 32 units" in lost.meaning
 
 
+@pytest.mark.parametrize(
+    ("note", "advised"), [("no module initialises p; pass fresh=lambda: make_model()", 0), ("it ran away", 1)]
+)
+def test_more_steps_are_advised_only_where_they_could_help(note: str, advised: int) -> None:
+    skipped = Record(step=0, time=0.0, probe=P, name="ratio", status="skipped", note=f"undetermined: {note}")
+    (finding,) = plasticity.read(Run({}, [skipped])).findings
+    assert finding.claim == f"Plasticity was not measured: {note}."
+    assert len(finding.advice) == advised
+
+
 def test_churn_is_told_and_never_alleged() -> None:
     run = run_of({("churn", "changed"): [0.9, 0.05], ("churn", "relative_change"): [2.0, 0.1]})
     chapter = churn.read(run)

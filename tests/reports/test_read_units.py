@@ -103,7 +103,15 @@ def test_frozen_units_are_told_and_dead_ones_are_not_told_twice() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "count", "level"), [(4.0, 0.0, None), (20.0, 1.0, "ok"), (99.0, 2.0, "ok"), (150.0, 1.0, "warn")]
+    ("ratio", "count", "level"),
+    [
+        (4.0, 0.0, None),
+        (20.0, 1.0, "ok"),
+        (99.0, 2.0, "ok"),
+        (150.0, 1.0, "warn"),
+        (150.0, 10.0, "warn"),
+        (1650.0, 48.0, None),  # half of the layer is next to silent, and so is its median
+    ],
 )
 def test_outlier_channels_matter_where_they_are_massive(ratio: float, count: float, level: str | None) -> None:
     run = _with({"outlier_ratio": [ratio], "outliers": [count]})

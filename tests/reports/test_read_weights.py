@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure as Canvas
 from torch import Tensor, nn
 
 from reports import Report
+from reports.charts import dots
 from reports.finding import Finding
 
 QUIET = {"weights/finite", "weights/spectra", "sharpness/regime"}
@@ -217,3 +219,12 @@ def test_only_the_chapter_that_was_named(tmp_path: Path) -> None:
     assert {finding.id for finding in named.findings} == QUIET
     other = Report.from_checkpoint(tmp_path / "last.pt", only=["sharpness"])
     assert not any(record.name == "spectral_norm" for record in other.run.records)
+
+
+@pytest.mark.parametrize(("sizes", "span"), [((1.0, 1.001), 4.0), ((1.0, 1.0), 4.0), ((1.0, 50.0), 50.0)])
+def test_sizes_that_hardly_differ_are_not_drawn_far_apart(sizes: tuple[float, float], span: float) -> None:
+    canvas = Canvas()
+    dots(canvas, ["a", "b"], sizes, "size")
+    low, high = canvas.axes[0].get_xlim()
+    assert low < sizes[0] <= sizes[1] < high
+    assert high / low >= 0.999 * span

@@ -137,14 +137,12 @@ def test_weights_that_are_nan_are_found_and_do_not_stop_the_rest(trained: Toy, t
     assert math.isnan(run.series("sharpness", "loss").values[0])
     assert len(run.series("sharpness", "sharpness")) == 0, "no number is made up for a curvature that is none"
     failed = [record for record in run.records if record.status == "failed"]
-    assert [(record.probe, record.name) for record in failed] == [
-        ("sharpness", "measurement"),
-        ("units", "measurement"),
-    ]
+    assert [(record.probe, record.name) for record in failed] == [("sharpness", "measurement")]
     assert all("not finite" in record.note for record in failed)
-    assert "the pre-activations at '1' are not finite; given: 12 of 48 values" in failed[1].note
     [rates] = [record for record in run.records if record.status == "skipped" and record.probe == "learning_rate"]
     assert rates.note.startswith("the loss is not finite")
+    [units] = [record for record in run.records if record.status == "skipped" and record.probe == "units"]
+    assert units.note.startswith("the pre-activations at '1' are not finite; given: 12 of 48 values")
     assert run.last("weights", "norm", "2.weight") is not None
 
 
@@ -213,7 +211,7 @@ def test_only_the_probes_asked_for_are_run(only: list[str], trained: Toy, task: 
         "building the task",
         *(f"measuring {name}" for name in only),
     ]
-    assert stages(task, only) == len(told)
+    assert list(stages(task, only)) == told
 
 
 def test_progress_is_told_as_often_as_was_said(trained: Toy, tmp_path: Path, task: str) -> None:
@@ -221,7 +219,7 @@ def test_progress_is_told_as_often_as_was_said(trained: Toy, tmp_path: Path, tas
     for chosen in (None, task):
         told: list[str] = []
         examine(path, task=chosen, progress=told.append)
-        assert len(told) == stages(chosen, None)
+        assert told == list(stages(chosen, None))
 
 
 def test_a_task_that_fails_is_one_error(trained: Toy, tmp_path: Path) -> None:

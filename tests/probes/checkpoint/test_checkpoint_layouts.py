@@ -89,6 +89,19 @@ def test_a_lightning_checkpoint(tmp_path, model, optimizer):
     assert any("optimizer_states[1]" in note for note in checkpoint.notes)
 
 
+@pytest.mark.parametrize("place", ["train.optimizer", "train.inner.list[1]", "a.b.c.d.e.opt"])
+def test_an_optimizer_is_found_wherever_it_lies(tmp_path, model, optimizer, place):
+    parts = [int(part) if part.isdigit() else part for part in place.replace("]", "").replace("[", ".").split(".")]
+    content = optimizer.state_dict()
+    for part in reversed(parts):
+        content = [None, content] if isinstance(part, int) else {part: content}
+    content["itself"] = content
+    checkpoint = _round_trip(tmp_path, {"model": model.state_dict(), **content, "last": {"optim": content[parts[0]]}})
+    assert checkpoint.optimizer["param_groups"] == optimizer.state_dict()["param_groups"]
+    assert checkpoint.step == 5
+    assert not any("also there" in note for note in checkpoint.notes), "the same one, reached twice"
+
+
 def test_the_step_is_read_from_adam_when_the_script_kept_none(tmp_path, model, optimizer):
     checkpoint = _round_trip(tmp_path, {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
     assert checkpoint.step == 5

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
+
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure as Canvas
 
 from diagnostics.estimate import Estimate
 from reports import palette
-from reports.document import Document, Figure, Table
+from reports.document import Document, Figure, Records, Table
 from reports.finding import Finding
 
 HOSTILE = "blocks.0.<script>alert('x')</script>&\"attn\".$q^$"
 LONG = "model.module.encoder.layers.11.cross_attention.self_attention_projection.lora_adapter.default.weight" * 2
+CSV = "step,layer,value\n0,fc1,0.5\n20,<b>,1.5\n"
 STEPS = np.arange(0, 5000, 20)
 LAYERS = ("stem.conv", "blocks.0.attn.qkv", "blocks.0.mlp.fc1", "blocks.1.attn.qkv", HOSTILE, "head")
 
@@ -201,6 +204,7 @@ def sick() -> Document:
         ),
         Table(("measure", "estimator", "batches", "seed", "products", "route", "residual"), methods),
         Table(("what", "why"), skipped),
+        Records(gzip.compress(CSV.encode(), mtime=0), 2, 9, "runs/a <b>"),
     )
 
 

@@ -13,23 +13,27 @@ from sample_report import HOSTILE
 from reports import palette
 from reports.document import Document, Figure, Table
 from reports.render.canvas import plain_power, report_style
-from reports.render.svg import VARIABLES, to_svg
+from reports.render.svg import VARIABLES, drawings
 
 
 def figure(document: Document, name: str) -> Figure:
     return next(figure for figure in document.figures if figure.id == name)
 
 
+def svg_of(figure: Figure) -> str:
+    return drawings(figure)[0].svg
+
+
 def test_palette_colours_become_variables_that_the_page_defines(sick):
     for name in ("sharpness-ratio", "effective-rates", "loss"):
-        svg = to_svg(figure(sick, name))
+        svg = svg_of(figure(sick, name))
         assert re.findall("#[0-9a-f]{6}", svg) == []
         assert set(re.findall(r"var\(--([\w-]+)\)", svg)) <= {*VARIABLES, "sans"}
-    assert "var(--edge)" in to_svg(figure(sick, "sharpness-ratio"))
+    assert "var(--edge)" in svg_of(figure(sick, "sharpness-ratio"))
 
 
 def test_cells_of_a_heat_map_keep_their_colours(sick):
-    root = ElementTree.fromstring(to_svg(figure(sick, "dormant-map")))
+    root = ElementTree.fromstring(svg_of(figure(sick, "dormant-map")))
     meshes = [element for element in root.iter() if element.get("class") == "mesh"]
     assert len(meshes) == 2  # the map and its colour bar
     assert "var(--" not in "".join(ElementTree.tostring(mesh, encoding="unicode") for mesh in meshes)
@@ -37,7 +41,7 @@ def test_cells_of_a_heat_map_keep_their_colours(sick):
 
 def test_fragment_is_a_labelled_image_and_reaches_nothing_outside(sick):
     for each in sick.figures:
-        svg = to_svg(each)
+        svg = svg_of(each)
         root = ElementTree.fromstring(svg)
         assert root.tag == "svg"
         assert root.get("role") == "img"
@@ -49,7 +53,7 @@ def test_fragment_is_a_labelled_image_and_reaches_nothing_outside(sick):
 
 def test_ids_belong_to_the_figure_and_references_find_them(sick):
     first = figure(sick, "sharpness-ratio")
-    one, other = (to_svg(each) for each in (first, replace(first, id="twin of/it")))
+    one, other = (svg_of(each) for each in (first, replace(first, id="twin of/it")))
     ids = [set(re.findall(r'id="([^"]+)"', svg)) for svg in (one, other)]
     assert ids[0].isdisjoint(ids[1])
     for svg, own in zip((one, other), ids, strict=True):
@@ -57,7 +61,7 @@ def test_ids_belong_to_the_figure_and_references_find_them(sick):
 
 
 def test_hostile_text_stays_text(sick):
-    root = ElementTree.fromstring(to_svg(figure(sick, "effective-rates")))
+    root = ElementTree.fromstring(svg_of(figure(sick, "effective-rates")))
     assert HOSTILE in [element.text for element in root.iter("text")]
 
 
@@ -65,27 +69,27 @@ def test_control_characters_and_dollars_do_not_stop_a_drawing():
     def draw(canvas: Canvas) -> None:
         canvas.add_subplot().set_title("a\x00b\x1b $x^$ 中")
 
-    svg = to_svg(Figure("x", "", "", "alt\x00", draw, Table((), ())))
+    svg = svg_of(Figure("x", "", "", "alt\x00", draw, Table((), ())))
     assert "$x^$" in svg
     assert "\x00" not in svg
 
 
 def test_powers_on_logarithmic_axes_are_plain_text(sick):
-    texts = [e.text for e in ElementTree.fromstring(to_svg(figure(sick, "effective-rates"))).iter("text")]
+    texts = [e.text for e in ElementTree.fromstring(svg_of(figure(sick, "effective-rates"))).iter("text")]
     assert "10⁻³" in texts
     assert not any("mathdefault" in text for text in texts)
     assert plain_power(r"$\mathdefault{-10^{12}}$") == "−10¹²"
 
 
 def test_nothing_to_draw_is_said(sick):
-    assert "nothing to draw" in to_svg(figure(sick, "empty-figure"))
+    assert "nothing to draw" in svg_of(figure(sick, "empty-figure"))
 
 
 def test_drawing_is_the_same_whatever_the_user_set(sick):
     each = figure(sick, "sharpness-ratio")
-    before = to_svg(each)
+    before = svg_of(each)
     with matplotlib.style.context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path"}):
-        assert to_svg(each) == before
+        assert svg_of(each) == before
         assert matplotlib.rcParams["font.size"] == 30
 
 
