@@ -166,11 +166,11 @@ def _since(start: _Start, kernel: diagnostics.TangentKernel, moment: Moment) -> 
     """How far kernel and parameters have come, and whether that was still first order."""
     some, since = start.some, f"since step {start.step}"
     yield reading_of("distance", start.kernel.distance(kernel), note=since)
-    before, latest = start.latest
-    if moment.step > before:
+    last, latest = start.latest
+    if moment.step > last:
         gone = latest.distance(kernel)
-        note = f"distance from the kernel of step {before} per step"
-        yield reading_of("velocity", _scaled(gone, 1.0 / (moment.step - before)), note=note)
+        note = f"distance from the kernel of step {last} per step"
+        yield reading_of("velocity", _scaled(gone, 1.0 / (moment.step - last)), note=note)
     away = some.space.flatten(some.space.values()) - start.values.to(some.space.device)
     size = float(torch.linalg.vector_norm(start.values, dtype=torch.float64))
     if size > 0:

@@ -23,6 +23,8 @@ from diagnostics import (
     residuals,
     telescoped,
 )
+from tests.cases import CASES
+from tests.cases.case import Case
 from tests.cases.models import convolutional
 from tests.reference import kernel_loops as twin
 
@@ -281,6 +283,18 @@ def test_the_kernel_has_the_eigenvalues_of_the_gauss_newton_matrix(loss: nn.Modu
     assert float(found.disagreement) < 1e-3
     assert "by Lanczos" in str(found)
     assert len(found.eigenvalues) == 21
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.outputs is not None], ids=str)
+def test_both_ways_to_the_gauss_newton_matrix_meet_on_every_model(case: Case) -> None:
+    objective = case.objective(ragged=True)
+    found = kernel_curvature(objective, check=True)
+    assert found.disagreement is not None
+    assert float(found.disagreement) < 1e-5
+    # And so do both ways to a change of the outputs, for a step that is short enough.
+    theta, direction = objective.space.flatten(objective.space.values()), -objective.gradient()
+    step = linearisation(objective, 1e-5 * theta.norm() / direction.norm() * direction)
+    assert float(step.error) < 1e-3
 
 
 def test_a_loss_that_is_not_convex_is_refused() -> None:
