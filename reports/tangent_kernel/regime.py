@@ -116,8 +116,8 @@ def figure(run: Run) -> list[Figure]:
             id="lazy-rich",
             title="Between lazy and rich",
             caption="Each row is a number that is small where training is lazy: the large dot is the last check, small "
-            "ones the checks before it. Left of the blue zone's edge it says lazy, right of the orange zone's rich. "
-            "The first two decide, the third depends on width and is told beside them.",
+            "ones the checks before it. In the blue zone it says lazy, in the orange one rich. The first two decide; "
+            "the third depends on width and is told beside them.",
             alt=f"Error of the first-order prediction {error:.3g}, distance of the kernel {distance:.3g}: "
             f"{verdict(error, distance)}.",
             draw=partial(_draw, series),
