@@ -29,8 +29,8 @@ def left(run: Run) -> list[Finding]:
     if small is None or small.value is None or size is None or size.value is None or small.step != size.step:
         return []
     series = run.series(PROBE, "residual")
-    claim = f"At step {small.step} {small.value:.0%} of the residual stands in modes of the kernel below {SMALL:.0%} "
-    claim += "of the largest"
+    claim = f"{small.value:.0%} of the residual stands in modes of the kernel below {SMALL:.0%} of the largest at step "
+    claim += f"{small.step}"
     if len(series) > 1 and series.values[0] > 0:
         claim += f"; the residual is {size.value / series.values[0]:.2g} of what it was at step {int(series.steps[0])}"
     return [

@@ -31,7 +31,7 @@ def spread(run: Run) -> list[Finding]:
         claim = f"The tangent kernel does not tell examples apart at step {last.step}: the gradients of their outputs "
         claim += "are the same"
     else:
-        claim = f"At step {last.step} {last.value:.2g} of the trace of the tangent kernel tells examples apart"
+        claim = f"{last.value:.2g} of the trace of the tangent kernel tells examples apart at step {last.step}"
     if rank is not None and rank.value is not None and rank.step == last.step:
         claim += f"; its effective rank is {rank.value:.3g}"
         examples = run.last(PROBE, "examples")
