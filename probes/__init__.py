@@ -26,4 +26,5 @@ from probes.sharpness import Sharpness as Sharpness
 from probes.spectrum import Spectrum as Spectrum
 from probes.streams.microbatches import watch_microbatches as watch_microbatches
 from probes.streams.ranks import watch_ranks as watch_ranks
+from probes.tangent_kernel import TangentKernel as TangentKernel
 from probes.units import Units as Units

@@ -20,6 +20,7 @@ from reports.stability import (
     sharpening,
     sharpness,
 )
+from reports.tangent_kernel import chapter as tangent_kernel
 from reports.units import chapter as units
 from reports.weights import chapter as weights
 
@@ -42,6 +43,7 @@ CHAPTERS: dict[str, Callable[[Run], Chapter]] = {
     "ranks": ranks.read,
     "plasticity": plasticity.read,
     "churn": churn.read,
+    "tangent_kernel": tangent_kernel.read,
     "weights": weights.read,
     "training": training.read,
 }

@@ -40,6 +40,7 @@ from probes.run.records import Record
 from probes.sharpening import Sharpening
 from probes.sharpness import Sharpness
 from probes.spectrum import Spectrum
+from probes.tangent_kernel import TangentKernel
 from probes.units import Units
 
 PARTS = {"spectrum": {"density": "smallest eigenvalue", "smallest": "sharpest directions", "largest": "layers"}}
@@ -146,8 +147,9 @@ def _probes(only: Collection[str] | None) -> list[Probe]:
     # One measurement, in which a flow may be followed to its end, and eigenvectors told apart.
     around: list[Probe] = [Sharpening(tol=1e-3), AscentSharpness(), BatchLadder(), GradientFlow(max_gradients=20_000)]
     noise: list[Probe] = [NoiseScale(draws=16), GradientAlignment(), OpposingSignals()]
-    alive: list[Probe] = [AttentionHeads(), FeatureRank(), Plasticity(), Landscape()]
-    named: list[Probe] = [GradientCurvature(), Spectrum(steps=64), *noise, *around, *alive]
+    alive: list[Probe] = [AttentionHeads(), FeatureRank(), Plasticity()]
+    outside: list[Probe] = [TangentKernel(), Landscape()]
+    named: list[Probe] = [GradientCurvature(), Spectrum(steps=64), *noise, *around, *alive, *outside]
     return [probe for probe in (*probes, *named) if probe.name in only]
 
 
