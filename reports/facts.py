@@ -54,6 +54,10 @@ def facts(run: Run) -> list[tuple[str, str]]:
         known.append(("end", "none was recorded: the process was killed, or is still running"))
     if cost := _cost(run):
         known.append(("cost of measuring", cost))
+    if budget := header.get("budget"):
+        known.append(("budget", f"{budget['seconds']:g} s for measuring, of which {budget['spent']:g} s were spent"))
+    if header.get("interrupted"):
+        known.append(("end", f"interrupted {header['interrupted']}"))
     if header.get("device"):
         known.append(("device", str(header["device"])))
     if header.get("created"):

@@ -93,4 +93,5 @@ def _count(value: object) -> int | None:
         value = value.item() if value.numel() == 1 and not value.is_meta else None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    # A count that fits no integer of 64 bits is damage.
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else None
