@@ -18,8 +18,8 @@ from diagnostics import Objective
 from probes.ascent import AscentSharpness
 from probes.attention import AttentionHeads
 from probes.batch_ladder import BatchLadder
-from probes.checkpoint.contents import Checkpoint
 from probes.checkpoint.allowance import Allowance, OutOfTimeError
+from probes.checkpoint.contents import Checkpoint
 from probes.checkpoint.load import load_checkpoint
 from probes.checkpoint.matrices import spectrum_readings
 from probes.checkpoint.resident import Pages

@@ -35,7 +35,10 @@ def find_optimizer(raw: Mapping[Any, Any]) -> tuple[Mapping[str, Any] | None, tu
 
 def is_optimizer(value: object) -> bool:
     """Say whether `value` is an optimizer's state dict."""
-    return isinstance(value, Mapping) and isinstance(value.get("state"), Mapping) and "param_groups" in value
+    if not isinstance(value, Mapping) or not isinstance(value.get("state"), Mapping):
+        return False
+    groups = value.get("param_groups")
+    return isinstance(groups, list | tuple) and all(isinstance(group, Mapping) for group in groups)
 
 
 def _optimizers(raw: Mapping[Any, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

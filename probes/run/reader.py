@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from diagnostics import DiagnosticsError
+from probes.run.header_check import wrong_in
 from probes.run.records import Record, parse
 
 if TYPE_CHECKING:
@@ -150,14 +151,15 @@ def read_header(folder: Path) -> dict[str, Any]:
     """The run's ``run.json``."""
     try:
         header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
+    # Brackets in brackets beyond what Python can follow are damage too.
+    except (OSError, ValueError, RecursionError) as problem:
         raise DiagnosticsError(
             f"{folder} is not a run folder",
             given=f"{HEADER}: {problem}",
             expected=f"a folder that a Monitor wrote, with {HEADER} and {RECORDS}",
         ) from problem
     version = header.get("schema_version") if isinstance(header, dict) else None
-    if not isinstance(version, int):
+    if not isinstance(version, int) or isinstance(version, bool):
         raise DiagnosticsError(f"{folder / HEADER} is not a run header", expected="a JSON object with schema_version")
     if version > SCHEMA_VERSION:
         raise DiagnosticsError(
@@ -165,6 +167,13 @@ def read_header(folder: Path) -> dict[str, Any]:
             given=f"schema_version {version}",
             expected=f"at most {SCHEMA_VERSION}",
             attempt="upgrade this package",
+        )
+    if wrong := wrong_in(header):
+        raise DiagnosticsError(
+            f"{folder / HEADER} is damaged",
+            given=wrong[:200],
+            expected="a header as a Monitor writes it",
+            attempt="restore it from a copy",
         )
     return dict(header)
 
@@ -180,7 +189,7 @@ def whole_records(content: bytes, name: Path) -> tuple[list[Record], int]:
     for number, line in enumerate(content[:whole].split(b"\n")[:-1], start=1):
         try:
             records.append(parse(line.decode("utf-8")))
-        except (ValueError, TypeError) as problem:
+        except (ValueError, TypeError, RecursionError) as problem:
             raise DiagnosticsError(
                 f"{name} is damaged at line {number}",
                 given=repr(line[:60]),
