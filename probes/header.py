@@ -137,7 +137,9 @@ def device_name(device: torch.device) -> str:
 def _plain(value: Any) -> Any:
     """Whatever it is, as strict JSON: numbers that JSON does not know, and things, by their text."""
     if isinstance(value, Tensor):
-        return _plain(value.tolist()) if value.numel() <= 16 else f"tensor of shape {tuple(value.shape)}"
+        readable = value.layout is torch.strided and not (value.is_meta or value.is_quantized or value.is_nested)
+        small = readable and value.numel() <= 16
+        return _plain(value.tolist()) if small else f"tensor of shape {tuple(value.shape)}"
     if isinstance(value, numpy.generic):
         return _plain(value.item())
     if isinstance(value, Mapping):

@@ -77,9 +77,8 @@ def _parsers() -> dict[str, argparse.ArgumentParser]:
 
 def _bash() -> str:
     values = [_case("explain", _names()), _case("completion", SHELLS), _case("--probes", PROBES)]
-    for option in _options(main_parser()):
-        if option.choices:
-            values.append(_case("|".join(option.option_strings), list(option.choices)))
+    with_choices = [option for option in _options(main_parser()) if option.choices]
+    values += [_case("|".join(option.option_strings), list(option.choices or ())) for option in with_choices]
     options = [_case(f"{name}:-*", _flags(parser)) for name, parser in _parsers().items()]
     options.append(_case("*:-*", _flags(main_parser())))
     return _BASH.format(values="\n".join(values), options="\n".join(options), commands=" ".join(COMMANDS))
@@ -124,6 +123,6 @@ def _flags(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def _names() -> list[str]:
-    from reports.explain.names import names
+    from reports.explain.names import every_name
 
-    return sorted(names())
+    return sorted(every_name())

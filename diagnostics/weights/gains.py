@@ -159,7 +159,7 @@ def _row(layer: str, parts: Mapping[str, Tensor]) -> NormGains:
         largest=float(sizes.max()) if len(gains) else math.nan,
         near_zero=int((sizes <= NEAR_ZERO * scale).sum()),
         negative=int((gains < 0).sum()),
-        non_finite=sum(int((~tensor.isfinite()).sum()) for tensor in watched),
+        non_finite=sum(int((~tensor.double().isfinite()).sum()) for tensor in watched),
         untouched=_all(parts, "weight", (0.0, 1.0)) and _all(parts, "bias", (0.0,)),
         batches=int(tracked) if tracked is not None and tracked.numel() == 1 else None,
         small_variances=None if variances is None else int((variances.abs() < EPSILON).sum()),

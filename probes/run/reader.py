@@ -122,15 +122,27 @@ class Run:
         """The last step that was measured."""
         return max((record.step for record in self.records), default=0)
 
-    def array(self, record: Record) -> numpy.ndarray | None:
-        """The array that belongs to a record; None when it has none or its file is gone."""
+    def array(self, record: Record, axes: int | None = None) -> numpy.ndarray | None:
+        """The array that belongs to a record; None when it has none or its file is gone or damaged.
+
+        Args:
+            record: one of the run's.
+            axes: how many it must have, where that matters; one of another shape, or without entries, is damage.
+        """
+        array = self._array(record)
+        if array is not None and axes is not None and (array.ndim != axes or not array.size):
+            return None
+        return array
+
+    def _array(self, record: Record) -> numpy.ndarray | None:
         if (record.probe, array_key(record)) in self._arrays:
             return self._arrays[record.probe, array_key(record)]
         if record.array is None or self.path is None:
             return None
         try:
             arrays: dict[str, numpy.ndarray] = load_file(self.path / ARRAYS / Path(record.array).name)
-        except (OSError, SafetensorError):
+        # A name of its own making may be no file name; damaged headers raise what they like.
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return None
         return arrays.get(array_key(record))
 
