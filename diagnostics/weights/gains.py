@@ -137,7 +137,7 @@ def _readable(tensor: Tensor) -> bool:
 
 def _normalises(layer: str, parts: Mapping[str, Tensor]) -> bool:
     if "running_var" in parts:
-        return parts["running_var"].ndim == 1
+        return all(parts[name].ndim == 1 for name in ("running_var", "running_mean", "weight", "bias") if name in parts)
     gain, bias = parts.get("weight"), parts.get("bias")
     if gain is None or gain.ndim != 1 or not gain.is_floating_point() or any(part.ndim > 1 for part in parts.values()):
         return False
