@@ -23,22 +23,6 @@ from diagnostics import Objective
 from probes import EffectiveLearningRate, FeatureRank, Monitor, NoiseScale, Sharpness, Spectrum, Units
 
 MARK = "code-of-a-file-was-run"
-WEIRD: tuple[Any, ...] = (
-    *(None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63) - 1, 10**40, 10**400, 0.5, -0.0, 1e308, -1e308),
-    *(
-        float("nan"),
-        float("inf"),
-        float("-inf"),
-        "",
-        "text",
-        "7",
-        "nan",
-        "<script>alert(1)</script>",
-        "\x1b[31m",
-        "\x00",
-    ),
-    *("\ud800", "a" * 5000, "../../etc/passwd", [], [[]], [None], [1, "2"], {}, {"": ""}, {"a": {"b": [1]}}),
-)
 
 
 class Payload:
@@ -138,7 +122,7 @@ class Damage:
 
     def _header(self, chance: random.Random, place: Path) -> tuple[Path, str]:
         run = self._copy(place)
-        header, how = _changed(chance, json.loads((run / "run.json").read_text()), WEIRD)
+        header, how = _changed(chance, json.loads((run / "run.json").read_text()), _weird())
         (run / "run.json").write_text(json.dumps(header), errors="surrogatepass")
         return run, f"header: {how}"
 
@@ -149,7 +133,7 @@ class Damage:
         for _ in range(chance.choice((1, 1, 3, 30))):
             record = json.loads(lines[index := chance.randrange(len(lines))])
             key = chance.choice(list(record))
-            record[key] = chance.choice(WEIRD)
+            record[key] = chance.choice(_weird())
             hows.append(f"{index}.{key} = {record[key]!r:.40}")
             if chance.random() < 0.1:
                 del record[key]
@@ -265,7 +249,7 @@ def _strange_values(chance: random.Random) -> tuple[Any, ...]:
         *(torch.ones(1, 1, 1, 1, 1), torch.zeros(6, 6), torch.full((4, 4), 3e38), torch.empty(2, device="meta")),
     )
     return (
-        *WEIRD,
+        *_weird(),
         *tensors,
         *tensors,
         loop,
@@ -309,3 +293,23 @@ def _run(folder: Path) -> None:
 def _remove(place: Path) -> None:
     if place.is_dir():
         shutil.rmtree(place)
+
+
+def _weird() -> tuple[Any, ...]:
+    """Values that fit nowhere, made anew: a case may change those that can be changed."""
+    return (
+        *(None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63) - 1, 10**40, 10**400, 0.5, -0.0, 1e308, -1e308),
+        *(
+            float("nan"),
+            float("inf"),
+            float("-inf"),
+            "",
+            "text",
+            "7",
+            "nan",
+            "<script>alert(1)</script>",
+            "\x1b[31m",
+            "\x00",
+        ),
+        *("\ud800", "a" * 5000, "../../etc/passwd", [], [[]], [None], [1, "2"], {}, {"": ""}, {"a": {"b": [1]}}),
+    )

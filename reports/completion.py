@@ -42,10 +42,11 @@ _diagnose() {{
         if [ "$COMP_CWORD" -eq 1 ]; then words="$words {commands}"; fi
     fi
     COMPREPLY=($(compgen -W "$words" -- "$word"))
-    if [ ${{#COMPREPLY[@]}} -eq 0 ]; then
+    # Files where nothing else is known, and beside the commands.
+    if [ ${{#COMPREPLY[@]}} -eq 0 ] || {{ [ "$COMP_CWORD" -eq 1 ] && [ "${{word:0:1}}" != - ]; }}; then
         compopt -o filenames 2>/dev/null
         local IFS=$'\\n'
-        COMPREPLY=($(compgen -f -- "$word"))
+        COMPREPLY+=($(compgen -f -- "$word"))
     fi
 }}
 complete -F _diagnose diagnose

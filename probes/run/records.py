@@ -80,7 +80,12 @@ def parse(line: str) -> Record:
         or not all(isinstance(text, str) for text in (record.probe, record.name, *texts))
     ):
         raise ValueError("not a record")
-    return record
+    return replace(record, time=float(record.time), value=_real(record.value), error=_real(record.error))
+
+
+def _real(number: float | None) -> float | None:
+    """As a float, also where JSON had a whole number."""
+    return None if number is None else float(number)
 
 
 def _finite(record: Record) -> Record:
