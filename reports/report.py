@@ -105,7 +105,7 @@ class Report:
                 to_pdf(self.document, target)
             else:
                 _replace(target, self.text(ending))
-        except (OSError, ValueError) as problem:
+        except OSError as problem:
             raise DiagnosticsError(f"{target} cannot be written", given=str(problem)) from problem
         return target
 
