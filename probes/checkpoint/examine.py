@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from diagnostics import Objective
+from diagnostics.quiet import random_states
 from probes.ascent import AscentSharpness
 from probes.attention import AttentionHeads
 from probes.batch_ladder import BatchLadder
@@ -100,7 +98,8 @@ def examine(
             found.matrices(seed)
         if task is not None:
             progress("building the task")
-            with _seeded(seed):
+            # A task that draws its data at random draws the same again, and nobody else's numbers are moved.
+            with random_states(seed):
                 objective, optimizer = build_task(task, checkpoint.raw, device)
             found.described(objective, optimizer)
             for probe in _probes(only, seed):
@@ -199,21 +198,6 @@ class _Examination:
     def _skip(self, probe: str, note: str) -> None:
         reading = Reading("measurement", None, status="skipped", note=note)
         self._records.append(to_record(probe, self.step, reading))
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """A task that draws its data at random draws the same again; nobody else's numbers are moved."""
-    python, array = random.getstate(), numpy.random.get_state()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        random.seed(seed)
-        numpy.random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            numpy.random.set_state(array)
 
 
 def stages(task: str | None, only: Collection[str] | None) -> int:
