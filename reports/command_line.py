@@ -53,6 +53,9 @@ def _guarded(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         say("interrupted")
         return INTERRUPTED
+    except MemoryError:
+        say("memory ran out; try: a machine with more of it, or fewer examples in the task's objective")
+        return NOT_TAKEN
     except BrokenPipeError:
         # Whoever read our output has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

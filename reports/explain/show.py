@@ -67,7 +67,7 @@ def _one(console: Console, found: Meaning) -> None:
         console.print()
     if found.docstring:
         console.print(Text(found.name, style="bold"))
-        console.print(Text(rewrapped(found.docstring, console.width)))
+        console.print(Text(rewrapped(found.docstring, console.width)), soft_wrap=True)
         console.print()
     for section in found.sections:
         _print(console, Markdown(f"## {section.title}\n\n{section.text}", code_theme="ansi_dark"))

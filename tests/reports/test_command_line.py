@@ -209,6 +209,17 @@ def test_an_interrupt_is_code_130(checkpoint: Path, tmp_path: Path, capsys: pyte
     assert "interrupted" in capsys.readouterr().err
 
 
+def test_memory_that_runs_out_is_one_message(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def greedy(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("reports.diagnosing.diagnose", greedy)
+    assert main([str(checkpoint)]) == 3
+    assert capsys.readouterr().err.startswith("diagnose: memory ran out")
+
+
 def test_a_run_that_is_still_being_written_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -91,7 +91,9 @@ def test_a_budget_that_runs_out_leaves_the_rest_with_that_reason(
     report = json.loads(capsys.readouterr().out)
     levels = {finding["id"]: finding["level"] for finding in report["findings"]}
     assert levels["weights/finite"] == "ok"
-    assert levels["units/activity"] == "unmeasured"
+    assert levels["units/activity"] == levels["sharpness/regime"] == "unmeasured"
+    regime = next(finding for finding in report["findings"] if finding["id"] == "sharpness/regime")
+    assert regime["advice"] == ["Give it more time: a larger --budget, or none."]
     facts = {fact["name"]: fact["value"] for fact in report["facts"]}
     assert facts["budget"].startswith("1.5 s for measuring, of which 1.")
     reasons = [row[-1] for row in report["skipped"]["rows"]]
