@@ -24,6 +24,10 @@ from diagnostics.errors import DiagnosticsError as DiagnosticsError
 from diagnostics.estimate import Estimate as Estimate
 from diagnostics.initialisation.signal_propagation import SignalPropagation as SignalPropagation
 from diagnostics.initialisation.signal_propagation import signal_propagation as signal_propagation
+from diagnostics.landscape.directions import filter_normalised as filter_normalised
+from diagnostics.landscape.directions import random_direction as random_direction
+from diagnostics.landscape.slices import LossSlice as LossSlice
+from diagnostics.landscape.slices import loss_slice as loss_slice
 from diagnostics.learning_rate.effective import effective_learning_rates as effective_learning_rates
 from diagnostics.learning_rate.equilibrium import Equilibrium as Equilibrium
 from diagnostics.learning_rate.equilibrium import equilibrium_rotation as equilibrium_rotation

@@ -8,6 +8,7 @@ from probes.churn import Churn as Churn
 from probes.gradient_alignment import GradientAlignment as GradientAlignment
 from probes.gradient_curvature import GradientCurvature as GradientCurvature
 from probes.gradient_flow import GradientFlow as GradientFlow
+from probes.landscape import Landscape as Landscape
 from probes.learning_rate import EffectiveLearningRate as EffectiveLearningRate
 from probes.monitor import Monitor as Monitor
 from probes.noise_scale import NoiseScale as NoiseScale

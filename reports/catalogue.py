@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from probes.run import Run
-from reports import churn, opposing, plasticity, ranks, training
+from reports import churn, landscape, opposing, plasticity, ranks, training
 from reports.attention import chapter as attention
 from reports.chapter import Chapter
 from reports.learning_rate import chapter as learning_rate
@@ -36,6 +36,7 @@ CHAPTERS: dict[str, Callable[[Run], Chapter]] = {
     "gradient_alignment": noise.read_alignment,
     "opposing": opposing.read,
     "spectrum": spectrum.read,
+    "landscape": landscape.read,
     "learning_rate": learning_rate.read,
     "units": units.read,
     "attention": attention.read,

@@ -24,6 +24,7 @@ DISTRIBUTION = "training-dynamics-diagnostics"
 NAMED = (
     *("gradient_curvature", "spectrum", "sharpening", "ascent", "batch_ladder", "gradient_flow"),
     *("noise_scale", "gradient_alignment", "opposing", "attention", "ranks", "plasticity", "tangent_kernel"),
+    "landscape",
 )
 PROBES = ("sharpness", "learning_rate", "units", "weights", *NAMED)
 

@@ -28,6 +28,7 @@ from probes.gradient_curvature import GradientCurvature
 from probes.gradient_flow import GradientFlow
 from probes.header import describe_groups, describe_objective, describe_optimizer, device_name, versions
 from probes.journal import to_record
+from probes.landscape import Landscape
 from probes.learning_rate import EffectiveLearningRate
 from probes.noise_scale import NoiseScale
 from probes.opposing import OpposingSignals
@@ -146,8 +147,9 @@ def _probes(only: Collection[str] | None) -> list[Probe]:
     # One measurement, in which a flow may be followed to its end, and eigenvectors told apart.
     around: list[Probe] = [Sharpening(tol=1e-3), AscentSharpness(), BatchLadder(), GradientFlow(max_gradients=20_000)]
     noise: list[Probe] = [NoiseScale(draws=16), GradientAlignment(), OpposingSignals()]
-    alive: list[Probe] = [AttentionHeads(), FeatureRank(), Plasticity(), TangentKernel()]
-    named: list[Probe] = [GradientCurvature(), Spectrum(steps=64), *noise, *around, *alive]
+    alive: list[Probe] = [AttentionHeads(), FeatureRank(), Plasticity()]
+    outside: list[Probe] = [TangentKernel(), Landscape()]
+    named: list[Probe] = [GradientCurvature(), Spectrum(steps=64), *noise, *around, *alive, *outside]
     return [probe for probe in (*probes, *named) if probe.name in only]
 
 
