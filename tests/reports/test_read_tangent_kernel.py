@@ -145,7 +145,8 @@ def test_figures_draw_what_was_measured() -> None:
 
 def test_what_was_not_measured_says_why_and_nobody_asked_means_nothing() -> None:
     record = Record(step=0, time=0.0, probe="tangent_kernel", name="distance", status="skipped", note="too large")
-    finding = found(chapter.read(Run({}, [record])), "alignment")
+    other = Record(step=0, time=0.0, probe="tangent_kernel", name="residual", status="skipped", note="no outputs")
+    finding = found(chapter.read(Run({}, [record, other])), "alignment")
     assert finding.level == "unmeasured"
     assert "too large" in finding.claim
     assert chapter.read(Run({}, [])) == Chapter()
