@@ -75,10 +75,9 @@ def alignment(run: Run) -> list[Finding]:
 def _reason(run: Run) -> str | None:
     """Why there is no alignment: other numbers are missing for reasons of their own."""
     named = ("alignment", "distance", "measurement")
-    silent = [
-        one for one in run.records if one.probe == PROBE and one.name in named and one.status != "ok" and one.note
-    ]
-    return None if not silent else str(silent[-1].note).rstrip(".")
+    silent = [one for one in run.records if (one.probe, one.name in named) == (PROBE, True) and one.status != "ok"]
+    notes = [str(one.note) for one in silent if one.note]
+    return notes[-1].rstrip(".") if notes else None
 
 
 def _best(run: Run, step: int) -> tuple[str, float] | None:
