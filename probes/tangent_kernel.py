@@ -60,7 +60,7 @@ class TangentKernel:
     A check takes a forward pass and a backward pass for each output on the examples, by layer: some dozens will do.
 
     Args:
-        examples: how many of the objective's are looked at, from the first on. They should be of all classes.
+        examples: how many of the objective's are looked at, at even distances.
         top: modes in which the energy of the targets is counted; no more than there are examples.
         every: own schedule; the Monitor's by default.
 
@@ -93,7 +93,7 @@ class TangentKernel:
         if start is None or start.source() is not moment.objective or moment.step <= start.step:
             start = None
         try:
-            some = first_examples(moment.objective, self.examples) if start is None else start.some
+            some = some_examples(moment.objective, self.examples) if start is None else start.some
             kernel = ntk(some, outputs="trace", by_layer=True)
         except DiagnosticsError as reason:
             yield Reading("distance", None, status="skipped", note=str(reason))
@@ -108,18 +108,21 @@ class TangentKernel:
         self._start = _Start(start.step, start.source, some, start.values, start.kernel, (moment.step, kernel))
 
 
-def first_examples(objective: Objective, count: int) -> Objective:
-    """The first examples of an Objective, or all where it has no more."""
-    pieces, terms, origins = [], [], []
-    for index, (batch, length) in enumerate(zip(objective.batches, lengths(objective), strict=True)):
-        if count > 0:
-            piece = batch if length <= count else rows(batch, range(count))
-            pieces.append(piece)
-            terms.append(objective.count_terms(piece))
-            origins.append(objective.origins[index])
-            count -= length
+def some_examples(objective: Objective, count: int) -> Objective:
+    """Examples at even distances, so that data in order of their classes hold all of them; or all there are."""
+    counts = lengths(objective)
+    total = sum(counts)
+    chosen = torch.linspace(0, total - 1, min(count, total), dtype=torch.float64).round().long().tolist()
+    pieces, terms, origins, first = [], [], [], 0
+    for batch, length, (index, offset) in zip(objective.batches, counts, objective.origins, strict=True):
+        places = [place - first for place in chosen if first <= place < first + length]
+        if places:
+            pieces.append(batch if len(places) == length else rows(batch, places))
+            terms.append(objective.count_terms(pieces[-1]))
+            origins.append((index, offset + places[0]))
+        first += length
     if not sum(terms) > 0:
-        raise DiagnosticsError("the first examples hold no loss terms", attempt="more examples")
+        raise DiagnosticsError("the examples hold no loss terms", attempt="more examples")
     return objective.rebatched(pieces, [one / sum(terms) for one in terms], terms, origins)
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure as Canvas
 from diagnostics.estimate import Estimate
 from probes.run import Run
 from reports import palette
-from reports.chapter import method_of, reason_missing, step_table, unmeasured
+from reports.chapter import method_of, step_table, unmeasured
 from reports.charts import Line, lines, short, stacked
 from reports.document import Figure
 from reports.finding import Finding
@@ -30,7 +30,7 @@ def alignment(run: Run) -> list[Finding]:
     """How the kernel came to fit the targets; nothing is alleged."""
     last = run.last(PROBE, "alignment")
     if last is None or last.value is None:
-        reason = reason_missing(run, PROBE)
+        reason = _reason(run)
         what = "The alignment of the tangent kernel"
         return [] if reason is None else [unmeasured(ID, what, reason, (), CITATION)]
     series = run.series(PROBE, "alignment")
@@ -70,6 +70,14 @@ def alignment(run: Run) -> list[Finding]:
             citation=CITATION,
         )
     ]
+
+
+def _reason(run: Run) -> str | None:
+    """Why there is no alignment: other numbers are missing for reasons of their own."""
+    named = ("alignment", "distance", "measurement")
+    silent = [one for one in run.records if (one.probe, one.name in named) == (PROBE, True) and one.status != "ok"]
+    notes = [str(one.note) for one in silent if one.note]
+    return notes[-1].rstrip(".") if notes else None
 
 
 def _best(run: Run, step: int) -> tuple[str, float] | None:

@@ -69,13 +69,14 @@ def regime(run: Run) -> list[Finding]:
     error, distance = run.last(PROBE, LINEARISATION.name), run.last(PROBE, DISTANCE.name)
     if error is None or error.value is None or distance is None or distance.value is None:
         return []
-    if error.step == _first(run):
+    first = _first(run)
+    if error.step <= first:
         return []
     word = verdict(error.value, distance.value)
     where = {"lazy": "is lazy", "rich": "is rich", "between": "is between lazy and rich"}[word]
     claim = (
-        f"Training {where}: by step {error.step} the first-order prediction from the start misses the change of the "
-        f"outputs by {error.value:.2g} of it, and the kernel is {distance.value:.2g} from the first"
+        f"Training {where}: by step {error.step} the first-order prediction from step {first} misses the change of "
+        f"the outputs by {error.value:.2g} of it, and the kernel is {distance.value:.2g} from the one there"
     )
     moved = run.last(PROBE, MOVED.name)
     if moved is not None and moved.value is not None:
@@ -107,7 +108,8 @@ def figure(run: Run) -> list[Figure]:
     """The gauge: each number between lazy and rich, with the way it has come."""
     series = [run.series(PROBE, gauge.name) for gauge in GAUGES]
     # At the start itself there is nothing to see.
-    series = [_later(one, _first(run)) for one in series]
+    first = _first(run)
+    series = [_later(one, first) for one in series]
     if not len(series[0]) or not len(series[1]):
         return []
     error, distance = float(series[0].values[-1]), float(series[1].values[-1])
@@ -128,8 +130,10 @@ def figure(run: Run) -> list[Figure]:
 
 
 def _first(run: Run) -> int:
-    steps = run.series(PROBE, DISTANCE.name).steps
-    return int(steps[0]) if len(steps) else 0
+    """The step that the numbers are since: the first, or where the run was last resumed."""
+    still = run.series(PROBE, MOVED.name)
+    steps = still.steps[still.values == 0.0]
+    return int(steps[-1]) if len(steps) else 0
 
 
 def _later(series: Series, first: int) -> Series:

@@ -15,7 +15,7 @@ from diagnostics import DiagnosticsError, Objective, kernel_layers, kernel_modes
 from probes import Monitor, Run, TangentKernel
 from probes.checkpoint.examine import _probes
 from probes.probe import Moment, Reading
-from probes.tangent_kernel import first_examples, targets_of
+from probes.tangent_kernel import some_examples, targets_of
 from tests.probes.toy import Toy, Watch
 
 
@@ -99,15 +99,18 @@ def test_another_run_begins_anew() -> None:
     assert float(_readings(probe, Moment(9, other.model, None, other.objective))["distance", None].value) == 0.0
 
 
-def test_the_first_examples_of_ragged_batches() -> None:
+def test_examples_at_even_distances_of_ragged_batches() -> None:
     toy = Toy()
     ragged = Objective(toy.model, nn.CrossEntropyLoss(), [(toy.x[:5], toy.y[:5]), (toy.x[5:], toy.y[5:])])
-    some = first_examples(ragged, 7)
-    assert [len(batch[0]) for batch in some.batches] == [5, 2]
-    assert targets_of(some).equal(toy.y[:7])
-    whole = Objective(toy.model, nn.CrossEntropyLoss(), (toy.x[:7], toy.y[:7]))
+    some = some_examples(ragged, 6)
+    places = [0, 2, 4, 7, 9, 11]
+    assert [len(batch[0]) for batch in some.batches] == [3, 3]
+    assert targets_of(some).equal(toy.y[places])
+    whole = Objective(toy.model, nn.CrossEntropyLoss(), (toy.x[places], toy.y[places]))
     assert some.loss() == pytest.approx(whole.loss(), rel=1e-6)
-    assert len(first_examples(ragged, 100).batches) == 2
+    assert [len(batch[0]) for batch in some_examples(ragged, 100).batches] == [5, 7]
+    in_order = Objective(toy.model, nn.CrossEntropyLoss(), (toy.x, toy.y.sort().values))
+    assert len(targets_of(some_examples(in_order, 4)).unique()) == 2
 
 
 def test_classes_of_one_hot_targets_and_values_without_classes() -> None:

@@ -75,6 +75,16 @@ def test_at_the_start_itself_nothing_is_said_of_the_regime() -> None:
     assert "is aligned with the targets by 0.30 at step 0" in found(read, "alignment").claim
 
 
+def test_a_resumed_run_is_read_since_it_was_resumed() -> None:
+    values = quantities()
+    values[key("moved")] = [0.0, 0.3, 0.0, 0.01]
+    values[key("distance")] = [0.0, 0.1, 0.0, 1e-4]
+    values[key("linearisation")] = [None, 0.9, None, 0.02]
+    read = chapter.read(run_of(values))
+    assert "is lazy: by step 30 the first-order prediction from step 20" in found(read, "regime").claim
+    assert len(read.figures[0].table.rows) == 1
+
+
 def test_alignment_names_the_layer_that_is_aligned_best() -> None:
     finding = found(chapter.read(run_of(quantities())), "alignment")
     assert "from 0.30 to 0.60 in 20 steps; the layer with the best aligned part is 2 (0.70)" in finding.claim
@@ -135,7 +145,8 @@ def test_figures_draw_what_was_measured() -> None:
 
 def test_what_was_not_measured_says_why_and_nobody_asked_means_nothing() -> None:
     record = Record(step=0, time=0.0, probe="tangent_kernel", name="distance", status="skipped", note="too large")
-    finding = found(chapter.read(Run({}, [record])), "alignment")
+    other = Record(step=0, time=0.0, probe="tangent_kernel", name="residual", status="skipped", note="no outputs")
+    finding = found(chapter.read(Run({}, [record, other])), "alignment")
     assert finding.level == "unmeasured"
     assert "too large" in finding.claim
     assert chapter.read(Run({}, [])) == Chapter()
