@@ -25,7 +25,7 @@ LEVELS = {"spectrum/bulk", "spectrum/negative", "spectrum/layers", "spectrum/dir
 class Recorded(Run):
     """Made-up records with made-up densities."""
 
-    def array(self, record: Record) -> numpy.ndarray | None:
+    def array(self, record: Record, axes: int | None = None) -> numpy.ndarray | None:
         if record.name == "outliers" and record.value:
             return numpy.array([[3.0, 2.0], [0.0, 0.0], [1.0, 1.0]])
         if record.name != "density":

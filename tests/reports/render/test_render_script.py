@@ -129,6 +129,7 @@ def test_page_passes_the_accessibility_rules(browser, pages, name, scheme):
     browser.execute_script("document.querySelectorAll('details').forEach(each => each.open = true)")
     rules = (Path(found.submodule_search_locations[0]) / "axe.min.js").read_text(encoding="utf-8")
     browser.execute_script(rules)
+    browser.set_script_timeout(240)
     result = browser.execute_async_script("const done = arguments[0]; axe.run().then(done)")
     assert [(rule["id"], [node["html"][:200] for node in rule["nodes"]]) for rule in result["violations"]] == []
     assert len(result["passes"]) > 10
