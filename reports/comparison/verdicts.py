@@ -1,0 +1,193 @@
+"""What is said of the runs: a verdict on each, and one sentence on what separates them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from reports.comparison.contender import Contender
+from reports.comparison.differences import Difference
+from reports.comparison.figures import figure_id
+from reports.comparison.matched_loss import Matched
+from reports.document import Document, Sheet, Table
+from reports.finding import LEVELS, Finding, worst_first
+from reports.render.levels import WORD, counts
+
+CITATION = "Optimizers Qualitatively Alter Solutions And We Should Leverage This, arXiv 2507.12224"
+
+BAD = ("fail", "warn")
+
+_MATCHED = (
+    "At equal steps a run that is ahead differs in everything that moves with the loss. What differs at equal loss too "
+    "is the work of its settings, or of its seed."
+)
+
+
+def strip(runs: Sequence[Contender], documents: Sequence[Document]) -> Sheet:
+    """A row for each run: its level, what it was, and its worst finding."""
+    rows = []
+    for one, document in zip(runs, documents, strict=True):
+        bad = [finding for finding in worst_first(document.findings) if finding.level in BAD]
+        worst = "; ".join(first_clause(finding.claim) for finding in bad[:2]) or None
+        said = ", ".join(words for _, words in counts(document.findings))
+        same = f"the same run as {one.same_as}" if one.same_as else document.summary
+        rows.append((one.name, WORD[document.level], worst, said or "no findings", same))
+    return Sheet(
+        "runs", "Runs", "", Table(("run", "verdict", "worst findings", "findings", "what it was"), tuple(rows)), ""
+    )
+
+
+def of_run(run: Contender, document: Document) -> Finding:
+    """The verdict on one run, as its own report has it: its worst finding stands for it."""
+    found = worst_first(document.findings)
+    worst = found[0] if found and found[0].level in BAD else None
+    more = [first_clause(one.claim) for one in found[1:] if one.level in BAD]
+    also = f" It also says: {'; '.join(more[:3])}." if more else ""
+    return Finding(
+        id=f"runs/{run.name}",
+        level=document.level,
+        claim=f"{run.name}: {document.diagnosis}",
+        value=worst.value if worst else None,
+        threshold=worst.threshold if worst else "",
+        meaning=(worst.meaning if worst else "Its own report has nothing that calls for action.") + also,
+        advice=worst.advice if worst else (),
+        evidence=(),
+        method=worst.method if worst else "",
+        citation=worst.citation if worst else "",
+    )
+
+
+def separation(diagnosis: str, found: Sequence[Difference]) -> Finding:
+    """What separates the runs at equal steps."""
+    known = [one for one in found if one.change is not None]
+    return Finding(
+        id="comparison/difference",
+        level="ok" if known else "unmeasured",
+        claim=diagnosis,
+        value=known[0].change if known else None,
+        threshold="a difference must exceed twice its error",
+        meaning="Errors are those of the runs themselves: of the measurements, and of how much each goes up and down "
+        "from check to check. What another seed would have given is not in them: that takes several runs "
+        "of each setting.",
+        advice=() if known else ("Give the runs the same probes, and at least a dozen checks each.",),
+        evidence=(figure_id("Loss"),),
+        method=known[0].where if known else "",
+        citation="",
+    )
+
+
+def at_matched_loss(found: Sequence[Matched]) -> Finding | None:
+    """What differs where the losses are equal."""
+    if not found:
+        return None
+    said = [_matched(one) for one in found]
+    levels = [one for one in found if one.level is not None]
+    sooner = [one.differences[0] for one in levels]
+    return Finding(
+        id="comparison/matched_loss",
+        level="ok" if levels else "unmeasured",
+        claim=" ".join(said[:3]) + (f" {len(said) - 3} more are in the table." if len(said) > 3 else ""),
+        value=sooner[0].change if sooner else None,
+        threshold="",
+        meaning=_MATCHED if levels else "Whether the runs differ in more than how far they have come cannot be said.",
+        advice=(),
+        evidence=("runs-at-the-same-loss",),
+        method="loss smoothed by a median over five checks; first step at which it falls to the level",
+        citation=CITATION,
+    )
+
+
+def _matched(one: Matched) -> str:
+    if one.level is None:
+        return f"{one.run.name} and {one.reference.name} are not comparable at equal loss: {one.reason}."
+    at = one.level.steps
+    clear = [other.name for other in one.differences[1:] if other.verdict not in ("unclear", "equal")]
+    differ = f"they differ there in {listed(clear)}" if clear else "nothing else is told apart there"
+    return (
+        f"{one.run.name} falls to a loss of {one.level.loss:.3g} at step {at[1]:.0f}, {one.reference.name} at step "
+        f"{at[0]:.0f}; {differ}."
+    )
+
+
+def diagnose(runs: Sequence[Contender], documents: Sequence[Document], found: Sequence[Difference]) -> str:
+    """One sentence: which run is worse off and in what, or that nothing separates them."""
+    if all(one.same_as for one in runs[1:]):
+        times = "twice" if len(runs) == 2 else f"{len(runs)} times"
+        return f"{runs[0].name} was given {times}: nothing can separate a run from itself."
+    ranks = [LEVELS.index(one.level) if one.level in BAD else len(BAD) for one in documents]
+    by_verdict = _worse_by_verdict(runs, documents, ranks) if len(set(ranks)) > 1 else ""
+    by_numbers = _by_numbers(runs, found)
+    if by_verdict:
+        return f"{by_verdict}{'; ' + by_numbers if by_numbers else ''}."
+    if by_numbers:
+        return f"{by_numbers[0].upper() if by_numbers[:3] == 'of ' else by_numbers[0]}{by_numbers[1:]}."
+    if not found:
+        return f"{_all(runs)} have no quantity in common: only their own verdicts can be set side by side."
+    different = [one.name for one in found if one.verdict == "different"]
+    though = f", though they differ in {listed(list(dict.fromkeys(different)))}" if different else ""
+    return (
+        f"Nothing puts one of {_all(runs)} above the other: where one direction is better, no difference exceeds "
+        f"its error{though}."
+    )
+
+
+def _worse_by_verdict(runs: Sequence[Contender], documents: Sequence[Document], ranks: Sequence[int]) -> str:
+    worst = [place for place, rank in enumerate(ranks) if rank == min(ranks)]
+    claim = first_clause(documents[worst[0]].diagnosis)
+    names = listed([runs[place].name for place in worst])
+    if len(worst) == 1:
+        return f"{names} is worse off: {claim[0].lower()}{claim[1:]}"
+    return f"{names} are worse off; of {runs[worst[0]].name} it is said: {claim[0].lower()}{claim[1:]}"
+
+
+def _by_numbers(runs: Sequence[Contender], found: Sequence[Difference]) -> str:
+    directed = [one for one in found if one.verdict in ("better", "worse")]
+    if not directed:
+        return ""
+    if len(runs) == 2:
+        return _of_two(directed)
+    parts = []
+    first = directed[0].name
+    for verdict in ("better", "worse"):
+        names = [one.run.name for one in directed if one.name == first and one.verdict == verdict]
+        if names:
+            parts.append(f"{listed(names)} {'are' if len(names) > 1 else 'is'} {verdict} off")
+    return f"in {first}, beside {directed[0].reference.name}, {' and '.join(parts)}"
+
+
+def _of_two(directed: Sequence[Difference]) -> str:
+    leading = directed[0]
+    one, other = leading.run.name, leading.reference.name
+    loser, winner = (one, other) if leading.verdict == "worse" else (other, one)
+    same = [each.name for each in directed[1:] if each.verdict == leading.verdict]
+    opposed = [each.name for each in directed[1:] if each.verdict != leading.verdict]
+    text = f"{loser} is worse off in {leading.name}{_figures(leading)}"
+    text += f" and in {listed(same)}" if same else ""
+    return text + (f", {winner} in {listed(opposed)}" if opposed else "")
+
+
+def _figures(one: Difference) -> str:
+    if one.value is None or one.before is None:
+        return f" ({one.where})"
+    pair = (one.value, one.before) if one.verdict == "worse" else (one.before, one.value)
+    return f" ({pair[0]} against {pair[1]})"
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Names as one says them, and how many more.
+
+    Example:
+        >>> listed(["a", "b", "c"]), listed(["a", "b", "c", "d", "e"])
+        ('a, b and c', 'a, b, c and 2 more')
+    """
+    if len(names) > most:
+        return f"{', '.join(names[:most])} and {len(names) - most} more"
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def first_clause(claim: str) -> str:
+    """What is claimed, without the numbers behind it."""
+    return claim.partition(": ")[0].rstrip(".")
+
+
+def _all(runs: Sequence[Contender]) -> str:
+    return listed([one.name for one in runs])
