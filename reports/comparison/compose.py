@@ -7,21 +7,22 @@ from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
 from reports.comparison.contender import Contender
-from reports.comparison.differences import differences, reference_of, table
+from reports.comparison.differences import Difference, differences, reference_of, table
 from reports.comparison.figures import against_loss, overlaid
-from reports.comparison.matched_loss import SOONER, SOONER_WHY, matched
+from reports.comparison.matched_loss import SOONER, SOONER_WHY, Matched, matched
 from reports.comparison.quantities import Compared, compared
 from reports.comparison.settings import settings
-from reports.comparison.verdicts import at_matched_loss, diagnose, of_run, separation, strip
+from reports.comparison.verdicts import at_matched_loss, diagnose, nothing_in_common, of_run, strip
 from reports.compose import compose
 from reports.document import Document, Sheet, Table
 from reports.finding import LEVELS
 from reports.words import counted
 
 HOW = (
-    "A straight line through the checks of the last fifth of the steps in common (of up to half of them, until there "
-    "are six checks in each), at its middle; ± is what one more check would be off by. Quantities with a logarithmic "
-    "axis go through their logarithms. Unclear: within twice the error of the difference."
+    "The line through the checks of the last fifth of the common steps (up to half of them, until each has six), at "
+    "its middle; ± is what one more check would be off by. ✓ better, ✗ worse, ≠ different with no better direction, "
+    "? unclear: within twice the error of the difference. Another seed is not in these errors: that takes several runs "
+    "of each setting."
 )
 HOW_MATCHED = (
     "Where each smoothed loss first falls to the lowest level that both reach, 5 % of the way back up. The six checks "
@@ -43,7 +44,7 @@ def compose_runs(runs: Sequence[Contender], only: Collection[str] | None = None)
     diagnosis = diagnose(runs, documents, found)
     against = runs[reference_of(runs, quantities)].name
     findings = [of_run(one, document) for one, document in zip(runs, documents, strict=True)]
-    findings.insert(0, separation(diagnosis, found))
+    findings += nothing_in_common(found)
     findings += [one for one in (at_matched_loss(at_loss),) if one is not None]
     named = ", ".join(one.name for one in runs)
     return Document(
@@ -68,7 +69,7 @@ def compose_runs(runs: Sequence[Contender], only: Collection[str] | None = None)
                 "Nothing was measured in two runs.",
             ),
             Sheet(
-                *("matched", "Differences at equal loss", HOW_MATCHED),
+                *("matched", "Differences at equal loss", HOW_MATCHED + _levels(at_loss)),
                 table([one for pair in at_loss for one in pair.differences], runs),
                 " ".join(f"{pair.run.name}: {pair.reason}." for pair in at_loss if pair.reason)
                 or "No loss was measured.",
@@ -78,6 +79,17 @@ def compose_runs(runs: Sequence[Contender], only: Collection[str] | None = None)
 
 
 _SAME = "Nothing that the runs recorded of their settings differs: what separates them is chance, or was not recorded."
+
+
+def _steps(found: Sequence[Difference]) -> str:
+    known = next((one for one in found if one.value is not None), None)
+    return "" if known is None else f" Of {known.name}: {known.where}."
+
+
+def _levels(found: Sequence[Matched]) -> str:
+    said = [f"{one.level.loss:.4g} with {one.run.name}" for one in found if one.level is not None]
+    gaps = [f"{one.run.name}: {one.reason}" for one in found if one.level is None]
+    return (f" The loss: {', '.join(said)}." if said else "") + (f" Not comparable: {'; '.join(gaps)}." if gaps else "")
 
 
 def _where(one: Contender, document: Document) -> str:
@@ -107,12 +119,16 @@ def _methods(runs: Sequence[Contender], documents: Sequence[Document], quantitie
 
 def _skipped(runs: Sequence[Contender], documents: Sequence[Document]) -> Table:
     """What was not measured, the same reasons together."""
-    shared: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    shared: dict[tuple[str, str, str], list[tuple[str, str]]] = defaultdict(list)
     for run, document in zip(runs, documents, strict=True):
         for what, status, when, why in document.skipped.rows:
-            shared[str(what), f"{status}, {when}", str(why)].append(run.name)
-    rows = tuple((what, _listed(names, runs), when, why) for (what, when, why), names in shared.items())
-    return Table(("what", "runs", "when", "why"), rows)
+            shared[str(what), str(status), str(why)].append((run.name, str(when)))
+    rows = []
+    for (what, status, why), those in shared.items():
+        times = list(dict.fromkeys(when for _, when in those))
+        said = times if len(times) == 1 else [f"{name} {when}" for name, when in those]
+        rows.append((what, _listed([name for name, _ in those], runs), f"{status} {'; '.join(said)}", why))
+    return Table(("what", "runs", "when", "why"), tuple(rows))
 
 
 def _listed(names: Sequence[str], runs: Sequence[Contender]) -> str:

@@ -27,6 +27,9 @@ MARK: dict[Verdict, str] = {"worse": "✗", "better": "✓", "different": "≠",
 ERRORS = 2.0
 """So many errors of the difference it must exceed: 1 is passed by chance in every third quantity."""
 
+MOST_COLUMNS = 5
+"""More runs than this do not fit beside each other on paper."""
+
 ROUNDING = 1e-6
 """Relative; what float32 leaves of two numbers that should be one."""
 
@@ -85,8 +88,7 @@ def at_the_end(quantity: Quantity, runs: tuple[Contender, Contender], series: tu
         return _not_finite(quantity, runs, series, lost)
     steps = closing(known)
     if steps is None:
-        fewest = min(map(len, known))
-        return Difference(quantity.name, *runs, None, None, "unclear", f"too few checks in common ({fewest} at most)")
+        return Difference(quantity.name, *runs, None, None, "unclear", "too few checks in common")
     middle = sum(steps) / 2
     before, value = (on_line(within(one, *steps), middle, log=quantity.log) for one in known)
     where = f"steps {math.ceil(steps[0])} to {steps[1]:.0f}"
@@ -149,23 +151,58 @@ def _since(series: Series) -> int:
 
 
 def table(found: Sequence[Difference], runs: Sequence[Contender]) -> Table:
-    """The differences, in two runs those first that say most; with two runs each has a column, with more a row."""
-    rows: list[tuple[str | None, ...]] = []
-    for one in sorted(found, key=_telling) if len(runs) == 2 else found:
-        name = [one.name] if len(runs) == 2 else [one.name, one.run.name]
-        values = [None if value is None else str(value) for value in (one.before, one.value)]
-        rows.append((*name, *values, _signed(one), f"{MARK[one.verdict]} {one.verdict}", one.where))
+    """The differences: a row for each quantity, with a column for each run while they are few; then a row for each run.
+
+    Of two runs the telling ones come first.
+    """
     against = found[0].reference.name if found else runs[0].name
-    if len(runs) > 2:
-        return Table(
-            ("quantity", "run", f"in {against}", "in the run", "difference", "the run is", "where"), tuple(rows)
-        )
-    other = found[0].run.name if found else runs[1].name
-    return Table(("quantity", against, other, "difference", f"{other} is", "where"), tuple(rows))
+    if len(runs) == 2:
+        other = found[0].run.name if found else runs[1].name
+        rows = [(one.name, *_both(one), _signed(one), _said(one), one.where) for one in sorted(found, key=_telling)]
+        return Table(("quantity", against, other, "difference", f"{other} is", "where"), tuple(rows))
+    if len(runs) > MOST_COLUMNS:
+        long = [(one.name, one.run.name, *_both(one), _signed(one), _said(one), one.where) for one in found]
+        columns = ("quantity", "run", f"in {against}", "in the run", "difference", "the run is", "where")
+        return Table(columns, tuple(long))
+    others = [one.name for one in runs if one.name != against]
+    cells = {(one.name, one.run.name): one for one in found}
+    wide = []
+    for name in dict.fromkeys(one.name for one in found):
+        here = [cells.get((name, other)) for other in others]
+        before = next((_text(one.before) for one in here if one is not None and one.before is not None), None)
+        wide.append((name, before, *(None if one is None else _short(one) for one in here)))
+    return Table(("quantity", against, *others), tuple(wide))
 
 
 def _telling(one: Difference) -> int:
     return list(MARK).index(one.verdict)
+
+
+def _text(value: Estimate | None) -> str | None:
+    return None if value is None else str(value)
+
+
+def _both(one: Difference) -> tuple[str | None, str | None]:
+    return _text(one.before), _text(one.value)
+
+
+def _said(one: Difference) -> str:
+    return f"{MARK[one.verdict]} {one.verdict}"
+
+
+def _short(one: Difference) -> str:
+    """The value, by how much it differs and what that amounts to; why there is none."""
+    if one.before is None or one.value is None:
+        return f"{MARK[one.verdict]} {one.where}"
+    return f"{MARK[one.verdict]} {one.value}{_relative(one.before.value, one.value.value)}"
+
+
+def _relative(before: float, value: float) -> str:
+    """By how much in percent, or from twice as much on by which factor; nothing beside zero."""
+    if before == value or before * value <= 0:
+        return ""
+    ratio = value / before
+    return f" (×{ratio:.2g})" if ratio >= 2 else f" ({100 * (ratio - 1):+.2g}%)".replace("-", "−")
 
 
 def _signed(one: Difference) -> str | None:

@@ -106,7 +106,7 @@ def _there(
         return [Difference(name, *pair, None, None, "unclear", "not measured around that loss")]
     log = one.quantity.log
     before, value = (on_line(nearest(part, step), step, log=log) for part, step in zip(known, level.steps, strict=True))
-    where = f"step {level.steps[1]:.0f}, step {level.steps[0]:.0f}"
+    where = f"step {level.steps[0]:.0f} and step {level.steps[1]:.0f}"
     return [Difference(name, *pair, before, value, judged(before, value, one.quantity.better, log=log), where)]
 
 

@@ -103,14 +103,14 @@ def _median(probe: str, name: str, run: Run) -> Series:
 
 
 def _share(part: str, run: Run) -> Series:
-    """Units of one kind over all units, where both were counted."""
+    """Units of one kind over all units, where both were counted; one unit more or less is no difference."""
     layers = [layer for layer in run.layers("units", part) if layer in run.layers("units", "units")]
     number = _over_layers([run.series("units", part, layer) for layer in layers], numpy.sum)
     total = _over_layers([run.series("units", "units", layer) for layer in layers], numpy.sum)
     if not numpy.array_equal(number.steps, total.steps) or not len(number):
         return _NOTHING
     kept = total.values > 0
-    return Series(number.steps[kept], number.values[kept] / total.values[kept], number.errors[kept])
+    return Series(number.steps[kept], number.values[kept] / total.values[kept], 1 / total.values[kept])
 
 
 def _over_layers(series: Sequence[Series], reduce: Callable[[list[float]], float]) -> Series:

@@ -16,6 +16,9 @@ from reports.words import counted
 LEFT_OUT = ("schema_version", "id", "created", "notes", "file", "step")
 """Of the run itself, not of its settings."""
 
+OFF = {None, "False", "None", "0", "{}"}
+"""A switch that is off and one that is not there."""
+
 LONGEST = 60
 """Longer settings are cut; the run's header has them whole."""
 
@@ -26,7 +29,7 @@ def settings(runs: Sequence[Contender]) -> Table:
     rows = []
     for name in dict.fromkeys(name for one in found for name in one):
         values = [one.get(name) for one in found]
-        if len(set(values)) > 1:
+        if len(set(values)) > 1 and not set(values) <= OFF:
             rows.append((name, *values))
     return Table(("setting", *(one.name for one in runs)), tuple(rows))
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
+from reports.chapter import unmeasured
 from reports.comparison.contender import Contender
 from reports.comparison.differences import Difference
-from reports.comparison.figures import figure_id
 from reports.comparison.matched_loss import Matched
 from reports.document import Document, Sheet, Table
 from reports.finding import LEVELS, Finding, worst_first
@@ -56,23 +58,18 @@ def of_run(run: Contender, document: Document) -> Finding:
     )
 
 
-def separation(diagnosis: str, found: Sequence[Difference]) -> Finding:
-    """What separates the runs at equal steps."""
-    known = [one for one in found if one.change is not None]
-    return Finding(
-        id="comparison/difference",
-        level="ok" if known else "unmeasured",
-        claim=diagnosis,
-        value=known[0].change if known else None,
-        threshold="a difference must exceed twice its error",
-        meaning="Errors are those of the runs themselves: of the measurements, and of how much each goes up and down "
-        "from check to check. What another seed would have given is not in them: that takes several runs "
-        "of each setting.",
-        advice=() if known else ("Give the runs the same probes, and at least a dozen checks each.",),
-        evidence=(figure_id("Loss"),),
-        method=known[0].where if known else "",
-        citation="",
-    )
+def nothing_in_common(found: Sequence[Difference]) -> list[Finding]:
+    """That the runs cannot be compared, where they cannot."""
+    if any(one.change is not None for one in found):
+        return []
+    return [
+        unmeasured(
+            *("comparison/difference", "A difference between the runs"),
+            str(found[0].where) if found else "no two of them have a quantity in common",
+            ("Give the runs the same probes, and at least a dozen checks each.",),
+            "",
+        )
+    ]
 
 
 def at_matched_loss(found: Sequence[Matched]) -> Finding | None:
@@ -118,16 +115,28 @@ def diagnose(runs: Sequence[Contender], documents: Sequence[Document], found: Se
     by_numbers = _by_numbers(runs, found)
     if by_verdict:
         return f"{by_verdict}{'; ' + by_numbers if by_numbers else ''}."
+    alike = _alike(documents)
     if by_numbers:
-        return f"{by_numbers[0].upper() if by_numbers[:3] == 'of ' else by_numbers[0]}{by_numbers[1:]}."
+        return _sentence(f"{alike}{by_numbers}")
     if not found:
-        return f"{_all(runs)} have no quantity in common: only their own verdicts can be set side by side."
+        return _sentence(f"{alike}{_all(runs)} have no quantity in common that would put one above the other")
     different = [one.name for one in found if one.verdict == "different"]
     though = f", though they differ in {listed(list(dict.fromkeys(different)))}" if different else ""
-    return (
-        f"Nothing puts one of {_all(runs)} above the other: where one direction is better, no difference exceeds "
-        f"its error{though}."
+    return _sentence(
+        f"{alike}nothing puts one of {_all(runs)} above the other: where one direction is better, no difference "
+        f"exceeds its error{though}"
     )
+
+
+def _alike(documents: Sequence[Document]) -> str:
+    """What the verdicts have in common, where they say the same."""
+    levels = {one.level for one in documents}
+    said = {"ok": "no run calls for action", "warn": "every run has warnings", "fail": "every run has failures"}
+    return f"{said[levels.pop()]}; " if len(levels) == 1 and levels <= said.keys() else ""
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}." if not text.startswith("run ") else f"{text}."
 
 
 def _worse_by_verdict(runs: Sequence[Contender], documents: Sequence[Document], ranks: Sequence[int]) -> str:
@@ -148,10 +157,12 @@ def _by_numbers(runs: Sequence[Contender], found: Sequence[Difference]) -> str:
     parts = []
     first = directed[0].name
     for verdict in ("better", "worse"):
-        names = [one.run.name for one in directed if one.name == first and one.verdict == verdict]
-        if names:
-            parts.append(f"{listed(names)} {'are' if len(names) > 1 else 'is'} {verdict} off")
-    return f"in {first}, beside {directed[0].reference.name}, {' and '.join(parts)}"
+        those = [one for one in directed if one.name == first and one.verdict == verdict]
+        if those:
+            most = max(those, key=lambda one: abs(one.change.value) if one.change else math.inf)
+            said = f"{listed([one.run.name for one in those])} {'are' if len(those) > 1 else 'is'} {verdict} off in {first}"
+            parts.append(said + (f", most of all {most.run.name}" if len(those) > 1 else "") + _figures(most))
+    return f"beside {directed[0].reference.name}, {' and '.join(parts)}"
 
 
 def _of_two(directed: Sequence[Difference]) -> str:
@@ -160,16 +171,20 @@ def _of_two(directed: Sequence[Difference]) -> str:
     loser, winner = (one, other) if leading.verdict == "worse" else (other, one)
     same = [each.name for each in directed[1:] if each.verdict == leading.verdict]
     opposed = [each.name for each in directed[1:] if each.verdict != leading.verdict]
-    text = f"{loser} is worse off in {leading.name}{_figures(leading)}"
+    told = _figures(leading if leading.verdict == "worse" else _turned(leading))
+    text = f"{loser} is worse off in {leading.name}{told}"
     text += f" and in {listed(same)}" if same else ""
     return text + (f", {winner} in {listed(opposed)}" if opposed else "")
+
+
+def _turned(one: Difference) -> Difference:
+    return replace(one, reference=one.run, run=one.reference, before=one.value, value=one.before)
 
 
 def _figures(one: Difference) -> str:
     if one.value is None or one.before is None:
         return f" ({one.where})"
-    pair = (one.value, one.before) if one.verdict == "worse" else (one.before, one.value)
-    return f" ({pair[0]} against {pair[1]})"
+    return f" ({one.value} against {one.before})"
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
