@@ -19,7 +19,7 @@ from probes import EffectiveLearningRate, FeatureRank, Monitor, Sharpness, Units
 from reports import Report
 from reports.demo.digits import digits
 
-STEPS, EVERY, BATCH = 400, 20, 64
+STEPS, EVERY, BATCH = 300, 20, 64
 
 
 def train(folder: Path, make: Callable[[nn.Module], torch.optim.Optimizer]) -> None:

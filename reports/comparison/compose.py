@@ -11,8 +11,12 @@ from reports.comparison.differences import Difference, differences, reference_of
 from reports.comparison.figures import against_loss, overlaid
 from reports.comparison.matched_loss import SOONER, SOONER_WHY, Matched, matched
 from reports.comparison.quantities import Compared, compared
+from reports.comparison.sensitivity import sensitivity
 from reports.comparison.settings import settings
-from reports.comparison.verdicts import at_matched_loss, diagnose, nothing_in_common, of_run, strip
+from reports.comparison.sweep import sweeps
+from reports.comparison.sweep_figure import sweep_figure
+from reports.comparison.transfer import transfer
+from reports.comparison.verdicts import at_matched_loss, diagnose, nothing_in_common, of_runs, strip
 from reports.compose import compose
 from reports.document import Document, Sheet, Table
 from reports.finding import LEVELS
@@ -43,8 +47,10 @@ def compose_runs(runs: Sequence[Contender], only: Collection[str] | None = None)
     at_loss = matched(runs, quantities)
     diagnosis = diagnose(runs, documents, found)
     against = runs[reference_of(runs, quantities)].name
-    findings = [of_run(one, document) for one, document in zip(runs, documents, strict=True)]
+    findings = of_runs(runs, documents)
     findings += nothing_in_common(found)
+    swept = sweeps(runs, quantities)
+    findings += [*(sensitivity(one) for one in swept), *transfer(swept)]
     findings += [one for one in (at_matched_loss(at_loss),) if one is not None]
     named = ", ".join(one.name for one in runs)
     return Document(
@@ -54,7 +60,7 @@ def compose_runs(runs: Sequence[Contender], only: Collection[str] | None = None)
         diagnosis=diagnosis,
         summary=f"{counted(len(runs), 'run')}, held against {against}",
         findings=tuple(findings),
-        figures=(*overlaid(runs, quantities), *against_loss(runs, quantities)),
+        figures=(*overlaid(runs, quantities), *against_loss(runs, quantities), *sweep_figure(swept)),
         facts=tuple((one.name, _where(one, document)) for one, document in zip(runs, documents, strict=True)),
         methods=_methods(runs, documents, quantities),
         skipped=_skipped(runs, documents),
@@ -87,9 +93,11 @@ def _steps(found: Sequence[Difference]) -> str:
 
 
 def _levels(found: Sequence[Matched]) -> str:
-    said = [f"{one.level.loss:.4g} with {one.run.name}" for one in found if one.level is not None]
-    gaps = [f"{one.run.name}: {one.reason}" for one in found if one.level is None]
-    return (f" The loss: {', '.join(said)}." if said else "") + (f" Not comparable: {'; '.join(gaps)}." if gaps else "")
+    levels = [(one.run.name, f"{one.level.loss:.4g}") for one in found if one.level is not None]
+    losses = dict.fromkeys(loss for _, loss in levels)
+    said = ", ".join(losses if len(losses) < 2 else [f"{loss} with {name}" for name, loss in levels])
+    gaps = "; ".join(f"{one.run.name}: {one.reason}" for one in found if one.level is None)
+    return (f" The loss: {said}." if said else "") + (f" Not comparable: {gaps}." if gaps else "")
 
 
 def _where(one: Contender, document: Document) -> str:

@@ -22,6 +22,16 @@ from reports.comparison.quantities import Compared
 from reports.document import Figure, Table
 from reports.words import counted
 
+CAPTIONS = {
+    "Loss": "Lower is better, where loss and examples are the same.",
+    "Stability": "At 1 (dashed) steps stop contracting along the sharpest direction. Curvature itself compares only "
+    "between runs of the same loss.",
+    "Gradients": "Examples that a gradient needs before it is mostly signal, and whether examples agree.",
+    "Steps": "How far a step moves the weights, the middle one of the layers.",
+    "Units": "Of the units of all layers. Dead ones are silent on every example, dormant ones nearly so.",
+    "Features": "What the activations of the layers span, the middle one of the layers.",
+    "Logged by the loop": "As passed to monitor.log.",
+}
 EDGES = {
     "stability ratio": Edge(1.0, "edge of stability"),
     "batch sharpness ÷ threshold": Edge(1.0, "edge of stability"),
@@ -65,11 +75,10 @@ def _figure(theme: str, runs: Sequence[Contender], quantities: Sequence[Compared
     ]
     left_out = f" {len(quantities) - len(shown)} more are in the table." if len(quantities) > len(shown) else ""
     named = ", ".join(one.quantity.name for one in shown)
-    median = " Layers by their median." if theme in ("Steps", "Features") else ""
     return Figure(
         id=figure_id(theme),
         title=theme,
-        caption=f"{named[0].upper()}{named[1:]}.{median}{left_out}",
+        caption=CAPTIONS[theme] + left_out,
         alt=f"{counted(len(shown), 'panel')} over steps with a curve for each of {counted(len(runs), 'run')}: {named}.",
         draw=partial(_draw, runs, shown),
         table=step_table([name for name, _ in columns], [series for _, series in columns]),
@@ -168,7 +177,8 @@ def _draw_against(
                 style = "--" if run.dashed else "-"
                 panel.plot(x, y, color=run.color, linestyle=style, label=run.name, linewidth=1.2)
         panel.set_ylabel(textwrap.fill(one.quantity.name, LABEL))
-        if one.quantity.log and all((y > 0).all() for _, y in curves):
+        values = numpy.concatenate([y for _, y in curves])
+        if one.quantity.log and values.min() > 0 and values.max() > WIDE * values.min():
             panel.set_yscale("log")
         if edge := EDGES.get(one.quantity.name):
             panel.axhline(edge.value, color=palette.EDGE, linewidth=1.2, linestyle=(0, (5, 2)))

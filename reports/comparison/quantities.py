@@ -155,8 +155,8 @@ def _by(read: Callable[..., Series], probe: str, *name: str) -> tuple[str, Calla
 
 
 _FIXED: tuple[Quantity, ...] = (
-    Quantity("stability ratio", "Stability", *_by(_stability, "sharpness")),
-    Quantity("batch sharpness ÷ threshold", "Stability", *_by(_stability, "batch_sharpness")),
+    Quantity("stability ratio", "Stability", *_by(_stability, "sharpness"), log=True),
+    Quantity("batch sharpness ÷ threshold", "Stability", *_by(_stability, "batch_sharpness"), log=True),
     Quantity("sharpness λmax", "Stability", *_by(_whole, "sharpness", "sharpness"), log=True),
     Quantity("trace of the Hessian", "Stability", *_by(_whole, "spectrum", "trace")),
     Quantity("critical learning rate", "Stability", *_by(_whole, "gradient_curvature", "critical_lr"), log=True),

@@ -27,11 +27,23 @@ def settings(runs: Sequence[Contender]) -> Table:
     """A row for every setting in which the runs differ, in the order of the headers; a dash where one has none."""
     found = [dict(_settings(one.run)) for one in runs]
     rows = []
-    for name in dict.fromkeys(name for one in found for name in one):
+    for name in _merged([list(one) for one in found]):
         values = [one.get(name) for one in found]
         if len(set(values)) > 1 and not set(values) <= OFF:
             rows.append((name, *values))
     return Table(("setting", *(one.name for one in runs)), tuple(rows))
+
+
+def _merged(orders: Sequence[Sequence[str]]) -> list[str]:
+    """All names once; one that only a later run has stands where it stood there."""
+    merged: list[str] = []
+    for order in orders:
+        place = 0
+        for name in order:
+            if name not in merged:
+                merged.insert(place, name)
+            place = merged.index(name) + 1
+    return merged
 
 
 def _settings(run: Run) -> Iterator[tuple[str, str]]:

@@ -11,12 +11,15 @@ from reports.comparison.contender import Contender
 from reports.comparison.differences import Difference
 from reports.comparison.matched_loss import Matched
 from reports.document import Document, Sheet, Table
-from reports.finding import LEVELS, Finding, worst_first
+from reports.finding import LEVELS, Finding, Level, worst_first
 from reports.render.levels import WORD, counts
 
 CITATION = "Optimizers Qualitatively Alter Solutions And We Should Leverage This, arXiv 2507.12224"
 
 BAD = ("fail", "warn")
+
+MOST_NAMED = 12
+"""As many as there can be."""
 
 _MATCHED = (
     "At equal steps a run that is ahead differs in everything that moves with the loss. What differs at equal loss too "
@@ -33,28 +36,45 @@ def strip(runs: Sequence[Contender], documents: Sequence[Document]) -> Sheet:
         said = ", ".join(words for _, words in counts(document.findings))
         same = f"the same run as {one.same_as}" if one.same_as else document.summary
         rows.append((one.name, WORD[document.level], worst, said or "no findings", same))
-    return Sheet(
-        "runs", "Runs", "", Table(("run", "verdict", "worst findings", "findings", "what it was"), tuple(rows)), ""
-    )
+    return Sheet("runs", "Runs", "", Table(("run", "verdict", "its worst", "counts", "what it was"), tuple(rows)), "")
 
 
-def of_run(run: Contender, document: Document) -> Finding:
-    """The verdict on one run, as its own report has it: its worst finding stands for it."""
+def of_runs(runs: Sequence[Contender], documents: Sequence[Document]) -> list[Finding]:
+    """A verdict on each run as its own report has it; those that need nothing share one."""
+    pairs = list(zip(runs, documents, strict=True))
+    found = [_of_run(one, document) for one, document in pairs if document.level != "ok"]
+    well = [(one.name, document.diagnosis) for one, document in pairs if document.level == "ok"]
+    if not well:
+        return found
+    said = [f"{name}: {diagnosis.partition('. ')[2] or diagnosis}" for name, diagnosis in well]
+    names = listed([name for name, _ in well], MOST_NAMED)
+    return [*found, _plain("runs/ok", "ok", f"Nothing calls for action in {names}.", " ".join(said))]
+
+
+def _of_run(run: Contender, document: Document) -> Finding:
+    """Its worst finding stands for it."""
     found = worst_first(document.findings)
-    worst = found[0] if found and found[0].level in BAD else None
+    claim = f"{run.name}: {document.diagnosis}"
     more = [first_clause(one.claim) for one in found[1:] if one.level in BAD]
     also = f" It also says: {'; '.join(more[:3])}." if more else ""
+    if not found:
+        return _plain(f"runs/{run.name}", document.level, claim, "Nothing is known of it, good or bad.")
+    worst = found[0]
+    return replace(worst, id=f"runs/{run.name}", claim=claim, meaning=worst.meaning + also, evidence=())
+
+
+def _plain(id: str, level: Level, claim: str, meaning: str) -> Finding:
     return Finding(
-        id=f"runs/{run.name}",
-        level=document.level,
-        claim=f"{run.name}: {document.diagnosis}",
-        value=worst.value if worst else None,
-        threshold=worst.threshold if worst else "",
-        meaning=(worst.meaning if worst else "Its own report has nothing that calls for action.") + also,
-        advice=worst.advice if worst else (),
+        id=id,
+        level=level,
+        claim=claim,
+        value=None,
+        threshold="",
+        meaning=meaning,
+        advice=(),
         evidence=(),
-        method=worst.method if worst else "",
-        citation=worst.citation if worst else "",
+        method="",
+        citation="",
     )
 
 
@@ -114,6 +134,8 @@ def diagnose(runs: Sequence[Contender], documents: Sequence[Document], found: Se
     by_verdict = _worse_by_verdict(runs, documents, ranks) if len(set(ranks)) > 1 else ""
     by_numbers = _by_numbers(runs, found)
     if by_verdict:
+        worst = by_verdict.partition(" is worse off")[0]
+        by_numbers = by_numbers.replace(f"{worst} is worse off", "it is behind", 1)
         return f"{by_verdict}{'; ' + by_numbers if by_numbers else ''}."
     alike = _alike(documents)
     if by_numbers:
@@ -160,7 +182,8 @@ def _by_numbers(runs: Sequence[Contender], found: Sequence[Difference]) -> str:
         those = [one for one in directed if one.name == first and one.verdict == verdict]
         if those:
             most = max(those, key=lambda one: abs(one.change.value) if one.change else math.inf)
-            said = f"{listed([one.run.name for one in those])} {'are' if len(those) > 1 else 'is'} {verdict} off in {first}"
+            those_are = f"{listed([one.run.name for one in those])} {'are' if len(those) > 1 else 'is'}"
+            said = f"{those_are} {verdict} off in {first}"
             parts.append(said + (f", most of all {most.run.name}" if len(those) > 1 else "") + _figures(most))
     return f"beside {directed[0].reference.name}, {' and '.join(parts)}"
 

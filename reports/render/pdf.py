@@ -67,6 +67,7 @@ def layout(document: Document) -> list[list[tuple[float, Piece]]]:
         pieces += _section(sheet.title)
         if sheet.text and sheet.table.rows:
             pieces += paragraph(printable(sheet.text), _BODY, _MEASURE, keep=True)
+            pieces.append(Piece(5.0, keep=True))
         pieces += _table(sheet.table, sheet.otherwise)
     pieces += _section("Findings")
     for shown in findings:
