@@ -9,6 +9,7 @@ import numpy
 
 from probes.run import Run
 from reports.comparison.contender import Contender
+from reports.comparison.differences import MOST_COLUMNS
 from reports.document import Table
 from reports.learning_rate.rates import rates_in_force
 from reports.words import counted
@@ -24,14 +25,26 @@ LONGEST = 60
 
 
 def settings(runs: Sequence[Contender]) -> Table:
-    """A row for every setting in which the runs differ, in the order of the headers; a dash where one has none."""
+    """Every setting in which the runs differ, in the order of the headers; a dash where one has none.
+
+    A column for each run while they are few, then a row for each value.
+    """
     found = [dict(_settings(one.run)) for one in runs]
-    rows = []
+    rows: list[tuple[str | None, ...]] = []
     for name in _merged([list(one) for one in found]):
         values = [one.get(name) for one in found]
         if len(set(values)) > 1 and not set(values) <= OFF:
-            rows.append((name, *values))
-    return Table(("setting", *(one.name for one in runs)), tuple(rows))
+            rows += [(name, *values)] if len(runs) <= MOST_COLUMNS else _by_value(name, values, runs)
+    columns = [one.name for one in runs] if len(runs) <= MOST_COLUMNS else ["value", "in the runs"]
+    return Table(("setting", *columns), tuple(rows))
+
+
+def _by_value(name: str, values: Sequence[str | None], runs: Sequence[Contender]) -> list[tuple[str | None, ...]]:
+    """A row for each value, with the runs that have it."""
+    pairs = list(zip(values, runs, strict=True))
+    return [
+        (name, value, ", ".join(run.name for other, run in pairs if other == value)) for value in dict.fromkeys(values)
+    ]
 
 
 def _merged(orders: Sequence[Sequence[str]]) -> list[str]:
@@ -62,7 +75,9 @@ def _settings(run: Run) -> Iterator[tuple[str, str]]:
         yield "model", str(model.get("class"))
         yield "parameters", f"{model.get('parameters', 0):,}"
         yield "shapes (fingerprint)", str(model.get("hash"))
-    yield from _flat("objective", header.get("objective") or {})
+    objective = header.get("objective") or {}
+    whole = objective.get("parameters") == model.get("parameters")
+    yield from _flat("objective", {key: part for key, part in objective.items() if not (whole and key == "parameters")})
     yield "last step", str(run.steps)
     if header.get("device"):
         yield "device", str(header["device"])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from reports.chapter import unmeasured
 from reports.comparison.contender import Contender
-from reports.comparison.differences import Difference
+from reports.comparison.differences import Difference, judged
 from reports.comparison.matched_loss import Matched
+from reports.comparison.quantities import Better
 from reports.document import Document, Sheet, Table
 from reports.finding import LEVELS, Finding, Level, worst_first
 from reports.render.levels import WORD, counts
@@ -163,11 +163,11 @@ def _sentence(text: str) -> str:
 
 def _worse_by_verdict(runs: Sequence[Contender], documents: Sequence[Document], ranks: Sequence[int]) -> str:
     worst = [place for place, rank in enumerate(ranks) if rank == min(ranks)]
-    claim = first_clause(documents[worst[0]].diagnosis)
+    claim = first_clause(documents[worst[0]].diagnosis.partition(". ")[0])
     names = listed([runs[place].name for place in worst])
     if len(worst) == 1:
         return f"{names} is worse off: {claim[0].lower()}{claim[1:]}"
-    return f"{names} are worse off; of {runs[worst[0]].name} it is said: {claim[0].lower()}{claim[1:]}"
+    return f"{names} are worse off, {runs[worst[0]].name} since {claim[0].lower()}{claim[1:]}"
 
 
 def _by_numbers(runs: Sequence[Contender], found: Sequence[Difference]) -> str:
@@ -176,16 +176,24 @@ def _by_numbers(runs: Sequence[Contender], found: Sequence[Difference]) -> str:
         return ""
     if len(runs) == 2:
         return _of_two(directed)
-    parts = []
-    first = directed[0].name
-    for verdict in ("better", "worse"):
-        those = [one for one in directed if one.name == first and one.verdict == verdict]
-        if those:
-            most = max(those, key=lambda one: abs(one.change.value) if one.change else math.inf)
-            those_are = f"{listed([one.run.name for one in those])} {'are' if len(those) > 1 else 'is'}"
-            said = f"{those_are} {verdict} off in {first}"
-            parts.append(said + (f", most of all {most.run.name}" if len(those) > 1 else "") + _figures(most))
-    return f"beside {directed[0].reference.name}, {' and '.join(parts)}"
+    return _of_many(directed[0], found)
+
+
+def _of_many(leading: Difference, found: Sequence[Difference]) -> str:
+    """The best and the worst run in the first quantity that puts any above another."""
+    those = [one for one in found if one.name == leading.name]
+    lost = [one.run.name for one in those if one.value is None and one.verdict == "worse"]
+    known = {one.run.name: one.value for one in those if one.value is not None}
+    known |= {one.reference.name: one.before for one in those if one.before is not None}
+    if not known or leading.change is None:
+        return f"{listed(lost)} {'is' if len(lost) == 1 else 'are'} worst off in {leading.name}{_figures(leading)}"
+    lower = (leading.change.value < 0) == (leading.verdict == "better")
+    order = sorted(known, key=lambda name: known[name].value if lower else -known[name].value)
+    better: Better = "lower" if lower else "higher"
+    tied = [name for name in order[1:] if judged(known[order[0]], known[name], better, log=lower) == "unclear"]
+    best = f"{order[0]} is best off in {leading.name} ({known[order[0]]}"
+    best += f", not told apart from {listed(tied)})" if tied else ")"
+    return f"{best}, {listed(lost) if lost else f'{order[-1]} worst ({known[order[-1]]})'}{' worst' if lost else ''}"
 
 
 def _of_two(directed: Sequence[Difference]) -> str:

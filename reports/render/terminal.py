@@ -19,6 +19,7 @@ _COLOUR: dict[Level, str] = {"fail": "bold red", "warn": "bold yellow", "unmeasu
 _WIDEST = 100
 """Longer lines are hard to read."""
 _SKIPPED_SHOWN = 8
+_ROWS_SHOWN = 30
 
 
 def to_terminal(document: Document, *, width: int | None = None, color: bool = False) -> str:
@@ -96,9 +97,11 @@ def _print_sheet(console: Console, sheet: Sheet) -> None:
     grid = Grid(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for name, right in zip(sheet.table.columns, numeric(sheet.table), strict=True):
         grid.add_column(Text(printable(name)), justify="right" if right else "left", overflow="fold")
-    for row in sheet.table.rows:
+    for row in sheet.table.rows[:_ROWS_SHOWN]:
         grid.add_row(*(Text(cell_text(cell)) for cell in row))
     console.print(Padding(grid, (0, 0, 0, 2)))
+    if len(sheet.table.rows) > _ROWS_SHOWN:
+        console.print(Text(f"  and {len(sheet.table.rows) - _ROWS_SHOWN} more rows in the page", style="dim"))
 
 
 def _print_skipped(console: Console, document: Document) -> None:
