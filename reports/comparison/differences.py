@@ -161,8 +161,11 @@ def table(found: Sequence[Difference], runs: Sequence[Contender]) -> Table:
         rows = [(one.name, *_both(one), _signed(one), _said(one), one.where) for one in sorted(found, key=_telling)]
         return Table(("quantity", against, other, "difference", f"{other} is", "where"), tuple(rows))
     if len(runs) > MOST_COLUMNS:
-        long = [(one.name, one.run.name, *_both(one), _signed(one), _said(one), one.where) for one in found]
-        columns = ("quantity", "run", f"in {against}", "in the run", "difference", "the run is", "where")
+        long = []
+        for one in found:
+            before, value = _both(one)
+            long.append((one.name, one.run.name, _said(one), value, _signed(one), before, one.where))
+        columns = ("quantity", "run", "it is", "in the run", "difference", f"in {against}", "where")
         return Table(columns, tuple(long))
     others = [one.name for one in runs if one.name != against]
     cells = {(one.name, one.run.name): one for one in found}

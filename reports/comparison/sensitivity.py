@@ -80,7 +80,7 @@ def sensitivity(sweep: Sweep) -> Finding:
         id=id,
         level="ok",
         claim=f"{claim}; {_neighbours(sweep, best)}. {_shape(sweep, best)}",
-        value=Estimate(point.rate, _half_gap(sweep), "bound", "to the farther neighbour on the grid"),
+        value=final,
         threshold="",
         meaning="The loss over the rate, with everything else that the headers tell held fixed. The best rate is one "
         f"for runs of this length: longer ones may prefer another.{lost}",
@@ -89,13 +89,6 @@ def sensitivity(sweep: Sweep) -> Finding:
         method=f"loss at {sweep.steps}, a line through its checks",
         citation=CITATION,
     )
-
-
-def _half_gap(sweep: Sweep) -> float:
-    """From the best rate to the farther neighbour, in the rate."""
-    best = sweep.best or 0
-    near = [sweep.points[place].rate for place in (best - 1, best + 1) if 0 <= place < len(sweep.points)]
-    return max(abs(rate - sweep.points[best].rate) for rate in near)
 
 
 def _neighbours(sweep: Sweep, best: int) -> str:
@@ -126,13 +119,18 @@ def _shape(sweep: Sweep, best: int) -> str:
     if fit.cost.value <= 2 * fit.cost.error:
         return f"The optimum is too flat for its errors: a factor of two in the rate costs {cost}."
     if fit.lowest <= 0:
-        return f"A factor of two in the rate costs {cost} in loss, by the parabola through the three."
+        below, above = (_rise(sweep.points[best], sweep.points[place]) for place in (best - 1, best + 1))
+        return f"The loss rises unevenly from there, by {below} below and {above} above: no parabola fits."
     part = fit.cost.value / fit.lowest
     word = "broad" if part < BROAD else "sharp" if part > SHARP else "of usual width"
     return (
         f"The optimum is {word}: by the parabola through the three it is at {fit.rate:.3g}, and a factor of two away "
         f"costs {cost} in loss ({100 * part:.2g} %)."
     )
+
+
+def _rise(best: Point, other: Point) -> str:
+    return "?" if best.final is None or other.final is None else f"{other.final.value - best.final.value:.3g}"
 
 
 def _advice(sweep: Sweep, best: int) -> tuple[str, ...]:

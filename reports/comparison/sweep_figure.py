@@ -11,6 +11,7 @@ from matplotlib.figure import Figure as Canvas
 
 from reports import palette
 from reports.charts import stacked
+from reports.comparison.figures import WIDE
 from reports.comparison.sweep import Sweep
 from reports.document import Figure, Table, curve_id
 from reports.words import counted
@@ -61,6 +62,9 @@ def _draw(sweeps: Sequence[Sweep], ratio: bool, canvas: Canvas) -> None:
         if ratio:
             there = [(point.rate, *_cells(point.ratio)) for point in one.points if point.ratio is not None]
             _dots(panels[1], there, name if len(sweeps) > 1 else "stability ratio", color)
+    losses = [float(point.final) for one in sweeps for point in one.points if point.final is not None]
+    if min(losses) > 0 and max(losses) > WIDE * min(losses):
+        panels[0].set_yscale("log")
     panels[0].set_ylabel("loss")
     panels[0].set_xscale("log")
     panels[0].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from reports.chapter import unmeasured
-from reports.comparison.contender import Contender
+from reports.comparison.contender import MOST, Contender
 from reports.comparison.differences import Difference, judged
 from reports.comparison.matched_loss import Matched
 from reports.comparison.quantities import Better
@@ -17,9 +17,6 @@ from reports.render.levels import WORD, counts
 CITATION = "Optimizers Qualitatively Alter Solutions And We Should Leverage This, arXiv 2507.12224"
 
 BAD = ("fail", "warn")
-
-MOST_NAMED = 12
-"""As many as there can be."""
 
 _MATCHED = (
     "At equal steps a run that is ahead differs in everything that moves with the loss. What differs at equal loss too "
@@ -43,12 +40,16 @@ def of_runs(runs: Sequence[Contender], documents: Sequence[Document]) -> list[Fi
     """A verdict on each run as its own report has it; those that need nothing share one."""
     pairs = list(zip(runs, documents, strict=True))
     found = [_of_run(one, document) for one, document in pairs if document.level != "ok"]
-    well = [(one.name, document.diagnosis) for one, document in pairs if document.level == "ok"]
+    well = [(one.name, document.diagnosis.partition(". ")[2]) for one, document in pairs if document.level == "ok"]
     if not well:
         return found
-    said = [f"{name}: {diagnosis.partition('. ')[2] or diagnosis}" for name, diagnosis in well]
-    names = listed([name for name, _ in well], MOST_NAMED)
-    return [*found, _plain("runs/ok", "ok", f"Nothing calls for action in {names}.", " ".join(said))]
+    said = dict.fromkeys(rest for _, rest in well if rest)
+    each = [f"{listed([name for name, other in well if other == rest], MOST)}: {rest}" for rest in said]
+    names = listed([name for name, _ in well], MOST)
+    return [
+        *found,
+        _plain("runs/ok", "ok", f"Nothing calls for action in {names}.", " ".join(said if len(said) == 1 else each)),
+    ]
 
 
 def _of_run(run: Contender, document: Document) -> Finding:
@@ -167,7 +168,7 @@ def _worse_by_verdict(runs: Sequence[Contender], documents: Sequence[Document], 
     names = listed([runs[place].name for place in worst])
     if len(worst) == 1:
         return f"{names} is worse off: {claim[0].lower()}{claim[1:]}"
-    return f"{names} are worse off, {runs[worst[0]].name} since {claim[0].lower()}{claim[1:]}"
+    return f"{names} are worse off ({runs[worst[0]].name}: {claim[0].lower()}{claim[1:]})"
 
 
 def _by_numbers(runs: Sequence[Contender], found: Sequence[Difference]) -> str:
