@@ -66,7 +66,7 @@ class Report:
             ...     return Run({}, [Record(step, 0.0, "loop", "loss", value=loss) for step, loss in enumerate(losses)])
             >>> report = Report.from_runs(run(1.0), run(2.0))
             >>> report.document.diagnosis
-            'run 2 is worse off in logged loss (0.04954 against 0.02477).'
+            'run 2 is worse off in logged loss (0.09175 against 0.04588).'
         """
         from reports.comparison.compose import compose_runs
         from reports.comparison.contender import contenders

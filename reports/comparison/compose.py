@@ -23,8 +23,8 @@ from reports.finding import LEVELS
 from reports.words import counted
 
 HOW = (
-    "The line through the checks of the last fifth of the common steps (up to half of them, until each has six), at "
-    "its middle; ± is what one more check would be off by. ✓ better, ✗ worse, ≠ different with no better direction, "
+    "The line through the checks of the last half of the common steps, at its middle; ± is what one more check would "
+    "be off by, and more where a run wanders slowly. ✓ better, ✗ worse, ≠ different with no better direction, "
     "? unclear: within twice the error of the difference. Another seed is not in these errors: that takes several runs "
     "of each setting."
 )
@@ -58,7 +58,7 @@ def compose_runs(runs: Sequence[Contender], only: Collection[str] | None = None)
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         level=min((one.level for one in documents), key=LEVELS.index),
         diagnosis=diagnosis,
-        summary=f"{counted(len(runs), 'run')}, held against {against}",
+        summary=f"held against {against}",
         findings=tuple(findings),
         figures=(*overlaid(runs, quantities), *against_loss(runs, quantities), *sweep_figure(swept)),
         facts=tuple((one.name, _where(one, document)) for one, document in zip(runs, documents, strict=True)),

@@ -3,9 +3,11 @@
 A single check says nothing about the fluctuation of a run: another seed, or ten steps more, would have given another
 number. So a straight line is put through the checks around the step. The value is the line's; the error is what a
 further check would have been off by, s·√(1 + h) with s the standard deviation of the checks about their line and h
-the leverage of the step. It is not divided by √n, since checks of one run are no independent draws. The errors of
-the measurements themselves come on top. Quantities that are shown on a logarithmic axis get their line there, through
-their logarithms: an exponential is a straight line, and a loss that runs away has an error in proportion.
+the leverage of the step. It is not divided by √n, since checks of one run are no independent draws, and where
+neighbouring checks are alike, with correlation r, it is larger by √((1 + r)/(1 − r)): runs that wander slowly part by
+chance. r is corrected for what a short stretch and its line take away from it. The errors of the measurements
+themselves come on top. Quantities that are shown on a logarithmic axis get their line there, through their logarithms:
+an exponential is a straight line, and a loss that runs away has an error in proportion.
 """
 
 from __future__ import annotations
@@ -21,8 +23,11 @@ from probes.run.reader import Series
 ENOUGH = 6
 """Fewer checks say too little about their own fluctuation."""
 
-SHARES = (0.2, 0.3, 0.4, 0.5)
-"""Parts of the common steps, counted from the end, of which the smallest with enough checks is used."""
+SHARE = 0.5
+"""Part of the common steps, at their end, that is looked at: a shorter one cannot see how slowly a quantity wanders."""
+
+MOST_ALIKE = 0.95
+"""Correlation of neighbouring checks up to which their number says anything."""
 
 
 def finite(series: Series) -> Series:
@@ -32,15 +37,12 @@ def finite(series: Series) -> Series:
 
 
 def closing(series: Sequence[Series]) -> tuple[float, float] | None:
-    """The last steps that all have in common, long enough for each to have enough checks; None if there are none."""
+    """The last steps that all have in common, or None where one has too few checks in them."""
     if any(len(one) < ENOUGH for one in series):
         return None
     first, last = max(int(one.steps[0]) for one in series), min(int(one.steps[-1]) for one in series)
-    for share in SHARES:
-        start = last - share * (last - first)
-        if all(len(within(one, start, last)) >= ENOUGH for one in series):
-            return start, float(last)
-    return None
+    start = last - SHARE * (last - first)
+    return (start, float(last)) if all(len(within(one, start, last)) >= ENOUGH for one in series) else None
 
 
 def within(series: Series, first: float, last: float) -> Series:
@@ -89,4 +91,14 @@ def _line(steps: numpy.ndarray, values: numpy.ndarray, step: float) -> tuple[flo
     off[numpy.abs(off) < 1e-12 * numpy.abs(values).max()] = 0.0
     variance = float((off**2).sum()) / (len(steps) - 2)
     leverage = 1 / len(steps) + (step - middle) ** 2 / spread
-    return height + slope * (step - middle), math.sqrt(variance * (1 + leverage))
+    alike = _alike(off)
+    return height + slope * (step - middle), math.sqrt(variance * (1 + leverage) * (1 + alike) / (1 - alike))
+
+
+def _alike(off: numpy.ndarray) -> float:
+    """Correlation of neighbours about their line, at least 0; short series show less of it than there is (Kendall)."""
+    power = float((off**2).sum())
+    if power == 0.0:
+        return 0.0
+    seen = float((off[1:] * off[:-1]).sum()) / power
+    return min(max(seen + (1 + 4 * seen) / len(off), 0.0), MOST_ALIKE)

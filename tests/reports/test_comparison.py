@@ -16,8 +16,8 @@ from probes.run import Record, Run
 from probes.run.reader import Series
 from reports import Report
 from reports.comparison.contender import contenders
-from reports.comparison.differences import Difference, differences
-from reports.comparison.estimating import ENOUGH, closing, on_line
+from reports.comparison.differences import Difference, differences, judged
+from reports.comparison.estimating import ENOUGH, closing, on_line, within
 from reports.comparison.quantities import compared
 from reports.document import Document, Sheet
 
@@ -104,7 +104,7 @@ def test_checks_of_different_spacing_are_compared_at_the_same_steps() -> None:
     assert one.before is not None
     assert one.value is not None
     assert one.before.value == pytest.approx(one.value.value, rel=1e-3)
-    assert one.where == "steps 277 to 395"
+    assert one.where == "steps 198 to 395"
 
 
 def test_a_line_gives_back_a_line_and_its_error_is_that_of_one_more_check() -> None:
@@ -118,18 +118,32 @@ def test_a_line_gives_back_a_line_and_its_error_is_that_of_one_more_check() -> N
     assert on_line(exponential, 33.0, log=True).value == pytest.approx(math.exp(-3.3), rel=1e-12)
 
 
-def test_the_last_steps_in_common_are_widened_until_each_run_has_enough_checks() -> None:
-    nothing = numpy.full(200, math.nan)
-    dense, sparse = (
-        Series(
-            numpy.arange(0, last, every), nothing[: len(range(0, last, every))], nothing[: len(range(0, last, every))]
-        )
-        for every, last in ((5, 1000), (100, 1100))
-    )
-    assert closing([dense, dense]) == (796.0, 995.0)
-    start, end = closing([dense, sparse]) or (0.0, 0.0)
-    assert (start, end) == (497.5, 995.0) or end - start < 600
-    assert closing([dense, Series(sparse.steps[: ENOUGH - 1], nothing[:5], nothing[:5])]) is None
+def test_the_last_half_of_the_common_steps_is_used_if_all_have_enough_checks_in_it() -> None:
+    def series(every: int, last: int) -> Series:
+        steps = numpy.arange(0, last, every)
+        return Series(steps, numpy.ones(len(steps)), numpy.ones(len(steps)))
+
+    assert closing([series(5, 1000), series(5, 2000)]) == (497.5, 995.0)
+    assert closing([series(5, 1000), series(100, 1200)]) is None
+    assert closing([series(5, 1000), series(5, 5 * (ENOUGH - 1))]) is None
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.5, 0.9])
+def test_runs_that_wander_alike_are_not_told_apart(alike: float) -> None:
+    """Autoregressive noise about one value: of 200 pairs hardly any is called better or worse."""
+    draw = numpy.random.default_rng(0).standard_normal((200, 2, 60))
+    walks = numpy.zeros_like(draw)
+    for place in range(60):
+        before = walks[..., place - 1] if place else draw[..., 0]
+        walks[..., place] = alike * before + math.sqrt(1 - alike**2) * draw[..., place]
+    steps, nothing = numpy.arange(60), numpy.full(60, math.nan)
+    alarms = 0
+    for pair in walks:
+        series = [Series(steps, walk, nothing) for walk in pair]
+        start, end = closing(series) or (0.0, 0.0)
+        ends = [on_line(within(one, start, end), (start + end) / 2) for one in series]
+        alarms += judged(*ends, "lower") in ("better", "worse")
+    assert alarms <= 2
 
 
 def test_a_loss_that_ran_away_is_worse_without_a_number() -> None:
