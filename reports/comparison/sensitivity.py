@@ -1,4 +1,4 @@
-"""How much the final loss depends on the learning rate: the best rate of a sweep, and how sharp that optimum is.
+"""How much the late loss depends on the learning rate: the best rate of a sweep, and how sharp that optimum is.
 
 Through the best rate and its two neighbours goes one parabola in log₂ of the rate. Its curvature is what being off by
 a factor of two costs; its lowest point is where a finer grid would look.
@@ -70,12 +70,12 @@ def sensitivity(sweep: Sweep) -> Finding:
     id = f"comparison/sweep/{sweep.size}"
     best = sweep.best
     if best is None or (final := sweep.points[best].final) is None:
-        return unmeasured(id, "The best learning rate", "no run of the sweep has a final loss", (), CITATION)
+        return unmeasured(id, "The best learning rate", "no run of the sweep has a late loss", (), CITATION)
     point = sweep.points[best]
     of = f" for {counted(sweep.size, 'parameter')}" if sweep.size else ""
-    claim = f"Of {counted(len(sweep.points), 'learning rate')}{of} {point.rate:.4g} ends with the lowest loss, {final}"
+    claim = f"Of {counted(len(sweep.points), 'learning rate')}{of} {point.rate:.4g} has the lowest late loss, {final}"
     gone = [f"{one.rate:.4g}" for one in sweep.points if one.final is None]
-    lost = f" No final loss at {', '.join(gone)}." if gone else ""
+    lost = f" No late loss at {', '.join(gone)}." if gone else ""
     return Finding(
         id=id,
         level="ok",
@@ -86,7 +86,7 @@ def sensitivity(sweep: Sweep) -> Finding:
         f"for runs of this length: longer ones may prefer another.{lost}",
         advice=_advice(sweep, best),
         evidence=("sweep",),
-        method=f"loss at {sweep.steps}, a line through its checks",
+        method=f"loss over {sweep.steps}: a line through its checks, at its middle",
         citation=CITATION,
     )
 
@@ -103,7 +103,7 @@ def _neighbours(sweep: Sweep, best: int) -> str:
 
 def _beside(best: Point, other: Point) -> str:
     if best.final is None or other.final is None:
-        return " (no final loss)"
+        return " (no late loss)"
     verdict = judged(best.final, other.final, "lower", log=True)
     return f" ({other.final}{'' if verdict == 'worse' else ', not told apart'})"
 
@@ -114,7 +114,7 @@ def _shape(sweep: Sweep, best: int) -> str:
         return "It lies at the end of the grid: the optimum may be beyond."
     fit = parabola(sweep.points[best - 1 : best + 2])
     if fit is None:
-        return "How sharp the optimum is cannot be said: a neighbour has no final loss, or is no higher."
+        return "How sharp the optimum is cannot be said: a neighbour has no late loss, or is no higher."
     cost = format_value(fit.cost.value, fit.cost.error)
     if fit.cost.value <= 2 * fit.cost.error:
         return f"The optimum is too flat for its errors: a factor of two in the rate costs {cost}."

@@ -35,9 +35,9 @@ class Point:
     Attributes:
         rate: the learning rate.
         runs: the names of those trained at it.
-        final: their loss at the end of the steps in common; None where one ran away.
+        final: their loss over the last half of the steps in common; None where one ran away.
         lowest: the lowest smoothed loss of any; None where there is none.
-        ratio: the stability ratio at the end; None where it was not measured.
+        ratio: the stability ratio over the same steps; None where it was not measured.
     """
 
     rate: float
@@ -55,7 +55,7 @@ class Sweep:
         size: parameters of the model; 0 where the header does not say.
         kind: what the runs have in common; sweeps of one kind differ in the width.
         points: by rate, rising.
-        steps: the steps at which the final loss was taken.
+        steps: the steps over which it was taken.
     """
 
     size: int
@@ -65,7 +65,7 @@ class Sweep:
 
     @property
     def best(self) -> int | None:
-        """The place of the rate with the lowest final loss."""
+        """The place of the rate with the lowest loss there."""
         known = [place for place, one in enumerate(self.points) if one.final is not None]
         return min(known, key=lambda place: float(self.points[place].final or math.nan), default=None)
 

@@ -29,14 +29,14 @@ def sweep_figure(sweeps: Sequence[Sweep]) -> list[Figure]:
         for one in sweeps
         for point in one.points
     ]
-    columns = ("parameters", "learning rate", "final loss", "±", "lowest loss", "stability ratio", "±", "runs")
+    columns = ("parameters", "learning rate", "late loss", "±", "lowest loss", "stability ratio", "±", "runs")
     ratio = any(point.ratio is not None for one in shown for point in one.points)
     return [
         Figure(
             id="sweep",
             title="Sensitivity to the learning rate",
-            caption=f"Final loss ({shown[0].steps}), and the lowest on the way (dotted), over the learning rate."
-            + (" Below: the stability ratio at the end; at 1 (dashed) is the edge." if ratio else "")
+            caption=f"Late loss ({shown[0].steps}, at their middle), and the lowest of all (dotted), over the rate."
+            + (" Below: the stability ratio then; at 1 (dashed) is the edge." if ratio else "")
             + " Rates at which the loss ran away have no point.",
             alt=f"Loss over learning rates from {rows[0][1]:.3g} on, for {counted(len(shown), 'size')} of model.",
             draw=partial(_draw, shown, ratio),
@@ -84,4 +84,4 @@ def _dots(axes: Axes, points: Sequence[tuple[float, float | None, float | None]]
 
 
 def _name(sweep: Sweep, number: int) -> str:
-    return counted(sweep.size, "parameter") if number > 1 and sweep.size else "final loss"
+    return counted(sweep.size, "parameter") if number > 1 and sweep.size else "late loss"

@@ -61,6 +61,6 @@ def _finding(id: str, sweeps: Sequence[Sweep]) -> Finding:
             "Scale initialisation and rates by width (maximal-update parametrisation), or tune at the larger width.",
         ),
         evidence=("sweep",),
-        method=f"lowest final loss; {small.steps} and {large.steps}",
+        method=f"lowest late loss; {small.steps} and {large.steps}",
         citation=CITATION,
     )

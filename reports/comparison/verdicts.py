@@ -87,7 +87,7 @@ def nothing_in_common(found: Sequence[Difference]) -> list[Finding]:
         unmeasured(
             *("comparison/difference", "A difference between the runs"),
             str(found[0].where) if found else "no two of them have a quantity in common",
-            ("Give the runs the same probes, and at least a dozen checks each.",),
+            ("Give the runs the same probes, and some twenty checks each or more.",),
             "",
         )
     ]

@@ -41,7 +41,7 @@ def test_the_planted_optimum_and_its_curvature_come_back() -> None:
     finding = next(one for one in report.findings if one.id == "comparison/sweep/0")
     assert finding.value is not None
     assert finding.value.value == pytest.approx(LOWEST + COST * 0.3**2)
-    assert finding.claim.startswith("Of 5 learning rates 0.125 ends with the lowest loss")
+    assert finding.claim.startswith("Of 5 learning rates 0.125 has the lowest late loss")
     assert f"it is at {2.0**BEST:.3g}" in finding.claim
     assert "costs 0.05 in loss (25 %)" in finding.claim
     assert "0.0625 (0.2245), ×2 and 0.25 (0.2845), ×2" in finding.claim
@@ -78,8 +78,8 @@ def test_where_no_parabola_fits_the_rise_on_each_side_is_told() -> None:
 def test_a_rate_at_which_the_loss_ran_away_has_no_point() -> None:
     gone = run_of({("sharpness", "loss"): [1.0] * 8 + [math.nan] * 22}, trained(1).header, error=None)
     finding = findings(*(trained(log_rate) for log_rate in (-4, -3, -2)), gone)["comparison/sweep/0"]
-    assert "No final loss at 2." in finding.meaning
-    assert finding.claim.startswith("Of 4 learning rates 0.125 ends")
+    assert "No late loss at 2." in finding.meaning
+    assert finding.claim.startswith("Of 4 learning rates 0.125 has")
 
 
 @pytest.mark.parametrize(
