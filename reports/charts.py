@@ -32,12 +32,13 @@ OTHER_BAND = 0.2
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: its name, its values, whether to draw its errors as a band, and its colour's place."""
+    """One curve: its name, its values, whether to draw its errors as a band, its colour, and whether it is dashed."""
 
     label: str
     series: Series
     band: bool = False
     color: str = palette.SERIES[0]
+    dashed: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def lines(
     for curve in curves:
         steps, values = curve.series.steps, curve.series.values
         marker = "o" if len(steps) < 40 else ""
-        axes.plot(steps, values, color=curve.color, marker=marker, markersize=3, label=curve.label)
+        style = "--" if curve.dashed else "-"
+        axes.plot(steps, values, color=curve.color, linestyle=style, marker=marker, markersize=3, label=curve.label)
         errors = curve.series.errors
         if curve.band and numpy.isfinite(errors).any():
             first = curve.color == palette.SERIES[0]

@@ -43,6 +43,25 @@ class Figure:
     size: tuple[float, float] = (7.2, 3.4)
 
 
+@dataclass(frozen=True)
+class Sheet:
+    """A table that is there to be read, before the findings.
+
+    Args:
+        id: unique in the report, e.g. ``"differences"``.
+        title: what is shown, as a noun phrase.
+        text: how to read it; empty when it needs no words.
+        table: its rows.
+        otherwise: what is said when there are none.
+    """
+
+    id: str
+    title: str
+    text: str
+    table: Table
+    otherwise: str
+
+
 CURVE = "curve:"
 
 
@@ -84,6 +103,7 @@ class Document:
         methods: how each quantity was computed.
         skipped: everything that was not measured, and why.
         records: what all of it was computed from.
+        sheets: tables that stand before the findings.
     """
 
     title: str
@@ -97,3 +117,4 @@ class Document:
     methods: Table
     skipped: Table
     records: Records | None = None
+    sheets: tuple[Sheet, ...] = ()

@@ -26,9 +26,10 @@ class Report:
         ('ok', 'sharpness/regime')
     """
 
-    def __init__(self, document: Document, run: Run) -> None:
+    def __init__(self, document: Document, run: Run, *others: Run) -> None:
         self.document = document
         self.run = run
+        self.runs = (run, *others)
 
     @classmethod
     def from_run(cls, run: str | Path | Run, *, only: Collection[str] | None = None) -> Report:
@@ -44,6 +45,36 @@ class Report:
         opened = run if isinstance(run, Run) else Run.open(run)
         title = str(opened.path) if opened.path is not None else "run"
         return cls(compose(opened, title, only), opened)
+
+    @classmethod
+    def from_runs(cls, *runs: str | Path | Run, only: Collection[str] | None = None) -> Report:
+        """A comparison of 2 to 12 runs: what was set differently, and what came of it at equal steps and at equal loss.
+
+        The others are held against the first. A difference within twice its error is unclear.
+
+        Args:
+            runs: folders, also some still being written, or Runs in memory.
+            only: chapters wanted, by probe name; None for all. The loss is always compared.
+
+        Raises:
+            DiagnosticsError: too few or too many, or no run there.
+
+        Source: Optimizers Qualitatively Alter Solutions And We Should Leverage This, arXiv 2507.12224 (equal loss).
+
+        Example:
+            >>> from probes import Record
+            >>> def run(start: float) -> Run:
+            ...     losses = [start * 0.9**step for step in range(40)]
+            ...     return Run({}, [Record(step, 0.0, "loop", "loss", value=loss) for step, loss in enumerate(losses)])
+            >>> report = Report.from_runs(run(1.0), run(2.0))
+            >>> report.document.diagnosis
+            'run 2 is worse off in logged loss (0.09175 against 0.04588).'
+        """
+        from reports.comparison.compose import compose_runs
+        from reports.comparison.contender import contenders
+
+        found = contenders(runs)
+        return cls(compose_runs(found, only), *(one.run for one in found))
 
     @classmethod
     def from_checkpoint(

@@ -26,6 +26,10 @@ def to_json(document: Document) -> str:
         "diagnosis": document.diagnosis,
         "summary": document.summary,
         "facts": [{"name": name, "value": value} for name, value in document.facts],
+        "tables": [
+            {"id": sheet.id, "title": sheet.title, "text": sheet.text, "table": _table(sheet.table)}
+            for sheet in document.sheets
+        ],
         "findings": [_finding(finding) for finding in worst_first(document.findings)],
         "figures": [_figure(figure) for figure in document.figures],
         "methods": _table(document.methods),

@@ -63,6 +63,12 @@ def layout(document: Document) -> list[list[tuple[float, Piece]]]:
     """The pages: what stands on each and how far from the top."""
     findings, rest = arrange(document)
     pieces = _verdict(document)
+    for sheet in document.sheets:
+        pieces += _section(sheet.title)
+        if sheet.text and sheet.table.rows:
+            pieces += paragraph(printable(sheet.text), _BODY, _MEASURE, keep=True)
+            pieces.append(Piece(5.0, keep=True))
+        pieces += _table(sheet.table, sheet.otherwise)
     pieces += _section("Findings")
     for shown in findings:
         pieces += _finding(shown)

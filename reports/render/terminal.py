@@ -10,15 +10,16 @@ from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 
-from reports.document import Document
+from reports.document import Document, Sheet
 from reports.finding import Finding, Level, worst_first
 from reports.render.levels import SHAPE, WORD, counts
-from reports.render.tables import cell_text, printable
+from reports.render.tables import cell_text, numeric, printable
 
 _COLOUR: dict[Level, str] = {"fail": "bold red", "warn": "bold yellow", "unmeasured": "bold", "ok": "green"}
 _WIDEST = 100
 """Longer lines are hard to read."""
 _SKIPPED_SHOWN = 8
+_ROWS_SHOWN = 30
 
 
 def to_terminal(document: Document, *, width: int | None = None, color: bool = False) -> str:
@@ -39,6 +40,8 @@ def to_terminal(document: Document, *, width: int | None = None, color: bool = F
         console.print(_beside(_badge(document.level), Text(printable(document.diagnosis), style="bold")))
         about = " · ".join(part for part in (document.title, document.summary) if part)
         console.print(_beside("", Text(printable(about), style="dim", overflow="fold")))
+        for sheet in document.sheets:
+            _print_sheet(console, sheet)
         console.print()
         console.print(Text(" · ".join(words for _, words in counts(findings)) or "No findings."))
         previous: Level | None = None
@@ -81,6 +84,24 @@ def _bullet(mark: str, text: str) -> Grid:
     bullet.add_column(overflow="fold")
     bullet.add_row(mark, Text(printable(text)))
     return bullet
+
+
+def _print_sheet(console: Console, sheet: Sheet) -> None:
+    console.print()
+    console.print(Text(sheet.title, style="bold"))
+    if not sheet.table.rows:
+        console.print(Padding(Text(sheet.otherwise), (0, 0, 0, 2)))
+        return
+    if sheet.text:
+        console.print(Padding(Text(printable(sheet.text), style="dim"), (0, 0, 0, 2)))
+    grid = Grid(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for name, right in zip(sheet.table.columns, numeric(sheet.table), strict=True):
+        grid.add_column(Text(printable(name)), justify="right" if right else "left", overflow="fold")
+    for row in sheet.table.rows[:_ROWS_SHOWN]:
+        grid.add_row(*(Text(cell_text(cell)) for cell in row))
+    console.print(Padding(grid, (0, 0, 0, 2)))
+    if len(sheet.table.rows) > _ROWS_SHOWN:
+        console.print(Text(f"  and {len(sheet.table.rows) - _ROWS_SHOWN} more rows in the page", style="dim"))
 
 
 def _print_skipped(console: Console, document: Document) -> None:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure as Canvas
 
 from diagnostics.estimate import Estimate
 from reports import palette
-from reports.document import Document, Figure, Records, Table
+from reports.document import Document, Figure, Records, Sheet, Table
 from reports.finding import Finding
 
 HOSTILE = "blocks.0.<script>alert('x')</script>&\"attn\".$q^$"
@@ -205,6 +205,16 @@ def sick() -> Document:
         Table(("measure", "estimator", "batches", "seed", "products", "route", "residual"), methods),
         Table(("what", "why"), skipped),
         Records(gzip.compress(CSV.encode(), mtime=0), 2, 9, "runs/a <b>"),
+        (
+            Sheet(
+                "pairs/<i>",
+                "Two & more",
+                "Read <b>this</b>.",
+                Table(("what", HOSTILE), (("loss", 0.5), (LONG, None))),
+                "",
+            ),
+            Sheet("none", "Nothing here", "", Table(("what",), ()), "There is <none>."),
+        ),
     )
 
 
