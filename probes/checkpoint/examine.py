@@ -21,6 +21,7 @@ from probes.checkpoint.matrices import spectrum_readings
 from probes.checkpoint.resident import Pages
 from probes.checkpoint.saved_state import adam_readings, gain_readings
 from probes.checkpoint.state import state_tensors
+from probes.checkpoint.streamed import whole
 from probes.checkpoint.task import build_task
 from probes.checkpoint.weights import survey
 from probes.gradient_alignment import GradientAlignment
@@ -69,7 +70,7 @@ def examine(
     asked for by name: the spectrum costs twenty times the rest, and a gradient flow as much as training.
 
     Args:
-        path: the file.
+        path: the file or the folder.
         task: see ``build_task``; without one, only the tensors are surveyed.
         trust: see ``load_checkpoint``.
         allow: see ``load_checkpoint``.
@@ -84,7 +85,7 @@ def examine(
     progress("opening the file")
     checkpoint = load_checkpoint(path, trust=trust, allow=allow)
     step = checkpoint.step or 0
-    pages = Pages(path)
+    pages = Pages(*checkpoint.files)
     progress("surveying tensors")
     records = [*_weights(checkpoint, pages, step), *_optimizer_state(checkpoint, pages, step)]
     arrays: dict[tuple[str, str], numpy.ndarray] = {}
@@ -101,7 +102,7 @@ def examine(
     header = _header(checkpoint, task)
     if task is not None:
         progress("building the task")
-        objective, optimizer = build_task(task, checkpoint.raw, device)
+        objective, optimizer = build_task(task, whole(checkpoint.raw), device)
         header["device"] = device_name(objective.space.device)
         header["objective"] = describe_objective(objective)
         header["model"]["class"] = type(objective.model).__name__
@@ -193,12 +194,11 @@ def _optimizer_state(checkpoint: Checkpoint, pages: Pages, step: int) -> Iterabl
 
 
 def _header(checkpoint: Checkpoint, task: str | None) -> dict[str, Any]:
-    size = checkpoint.path.stat().st_size
     parameters: Mapping[str, Tensor] = checkpoint.parameters
     return {
         "schema_version": SCHEMA_VERSION,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "file": f"{checkpoint.path} ({size:,} bytes, {checkpoint.format.value})",
+        "file": f"{checkpoint.path} ({checkpoint.size:,} bytes, {checkpoint.format.value})",
         "versions": versions(),
         "task": task,
         "step": checkpoint.step,
