@@ -20,6 +20,7 @@ from reports.stability import (
     sharpening,
     sharpness,
 )
+from reports.trajectory import chapter as trajectory
 from reports.units import chapter as units
 from reports.weights import chapter as weights
 
@@ -41,6 +42,7 @@ CHAPTERS: dict[str, Callable[[Run], Chapter]] = {
     "ranks": ranks.read,
     "plasticity": plasticity.read,
     "churn": churn.read,
+    "trajectory": trajectory.read,
     "weights": weights.read,
     "training": training.read,
 }
