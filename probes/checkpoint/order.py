@@ -1,4 +1,4 @@
-"""In which order checkpoints were saved: by the step in them, else by the number in their names, else by their times."""
+"""In which order checkpoints were saved: by the step in them, else by the number in their names, else by time."""
 
 from __future__ import annotations
 

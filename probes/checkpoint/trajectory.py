@@ -22,6 +22,7 @@ from diagnostics import (
     weight_trajectory,
 )
 from diagnostics.estimate import exact
+from diagnostics.trajectory.path import STATISTICS
 from probes.checkpoint.examine import examine
 from probes.checkpoint.load import load_checkpoint
 from probes.checkpoint.order import Order, in_order
@@ -113,8 +114,8 @@ def _weights(order: Order, trained: set[str] | None) -> Told:
     pages = Pages(*(file for checkpoint in order.checkpoints for file in checkpoint.files))
     path = weight_trajectory(states, read=pages.let_go)
     last = order.steps[-1]
-    for step, displacement in zip(order.steps, path.displacement, strict=True):
-        yield step, reading_of("displacement", displacement)
+    for step, distance in zip(order.steps, path.displacement, strict=True):
+        yield step, reading_of("displacement", distance)
     for step, length in zip(order.steps[1:], path.steps, strict=True):
         yield step, reading_of("step_length", length)
     for step, cosine in zip(order.steps[2:], path.cosines, strict=True):
@@ -127,6 +128,8 @@ def _weights(order: Order, trained: set[str] | None) -> Told:
             yield step, Reading("first_direction", first, note="principal component of the checkpoints")
             yield step, Reading("second_direction", second, note="principal component of the checkpoints")
     for row in path.rows:
+        if row.name.endswith(STATISTICS):
+            continue
         if row.note:
             yield last, Reading("relative_displacement", None, row.name, note=row.note, status="skipped")
             continue
@@ -190,9 +193,6 @@ def _line(last: int, first: Objective, objective: Objective) -> Told:
         yield last, Reading("matched_units", float(matching.moved), note=f"of {matching.units} hidden units")
         if matching.moved:
             yield last, _barrier("matched_barrier", loss_barrier(objective, ends[0], matching.parameters))
-        else:
-            note = "every unit of the last checkpoint is nearest to its own place in the first"
-            yield last, Reading("matched_barrier", None, note=note, status="skipped")
     # As above.
     except Exception as problem:  # noqa: BLE001
         yield last, Reading("barrier", None, note=f"{type(problem).__name__}: {problem}", status="failed")

@@ -48,8 +48,8 @@ def _path(run: Run) -> list[Figure]:
         Figure(
             id="trajectory-path",
             title="The path in its two principal directions",
-            caption=f"One point for each checkpoint, in units of weights; {told}, and what is missing to 100 % is not seen "
-            "here. Numbers: " + _axis(run) + ".",
+            caption=f"One point for each checkpoint, in units of weights; {told}, and what is missing to 100 % is not "
+            f"seen here. Numbers: {_axis(run)}.",
             alt=f"Path of {len(first)} checkpoints in a plane; {told}.",
             draw=partial(_draw_path, first, second, known),
             table=step_table(("first direction", "second direction"), (first, second)),
@@ -89,8 +89,8 @@ def _steps(run: Run) -> list[Figure]:
         Figure(
             id="trajectory-steps",
             title="Displacement and turns",
-            caption="Above: distance from the first checkpoint, and length of each step. Below: cosine of each step with "
-            "the one before; 1 is straight on, 0 a right angle, −1 straight back."
+            caption="Above: distance from the first checkpoint, and length of each step. Below: cosine of each step "
+            "with the one before; 1 is straight on, 0 a right angle, −1 straight back."
             if len(cosines)
             else "Distance from the first checkpoint, and length of each step.",
             alt=f"Curves: displacement up to {displacement.values.max():.4g} over {len(displacement)} checkpoints.",

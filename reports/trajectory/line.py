@@ -62,6 +62,8 @@ def _matched(run: Run) -> str:
     matched, units = run.last("trajectory", "matched_barrier"), run.last("trajectory", "matched_units")
     if matched is not None and matched.value is not None and units is not None and units.value is not None:
         return f" With {units.value:.0f} units put in the order of the first, it is {matched.value:.4g}."
+    if units is not None and units.value == 0:
+        return " Every hidden unit of the last is nearest to its own place in the first."
     why = [record.note for record in run.of("trajectory", "matched_barrier") if record.status == "skipped"]
     return f" Not matched: {str(why[-1]).removeprefix('units not matched: ').rstrip('.')}." if why else ""
 
@@ -90,7 +92,7 @@ def line_figure(run: Run) -> list[Figure]:
             id="trajectory-line",
             title="Loss between the first checkpoint and the last",
             caption="On the straight line from the first (0) to the last (1). Dashed: what would be no barrier.",
-            alt=f"Curve over the line: loss from {first[1, 0]:.4g} to {first[1, -1]:.4g}, at most {first[1].max():.4g}.",
+            alt=f"Loss over the line: from {first[1, 0]:.4g} to {first[1, -1]:.4g}, at most {first[1].max():.4g}.",
             draw=partial(_draw, curves),
             table=Table(("place on the line", *curves), rows),
             size=(7.2, 3.0),

@@ -32,7 +32,7 @@ def unchanged(run: Run) -> list[Finding]:
                 f"All {checkpoints} checkpoints hold the same weights, bit for bit.",
                 "Nothing was trained between them, or one file was copied.",
                 (
-                    "Check that optimizer.step() is reached, and that the model that is saved is the one that is trained.",
+                    "Check that optimizer.step() is reached, and that the model that is saved is the one in training.",
                     "Check that the checkpoints are of different moments of the run.",
                 ),
             )
@@ -49,7 +49,7 @@ def unchanged(run: Run) -> list[Finding]:
                 (
                     "If it should train: check requires_grad, and that the optimizer was made after the layer.",
                     "Check that the layer is used in forward, and not cut off by detach() or no_grad().",
-                    "If it is frozen on purpose, all is well: build(checkpoint) with requires_grad=False leaves it out.",
+                    "If it is frozen on purpose, all is well; requires_grad=False in build(checkpoint) leaves it out.",
                 ),
             )
         ]

@@ -27,12 +27,13 @@ def turned_back(run: Run) -> list[Finding]:
         return []
     before, after = float(displacement.values[-2]), float(displacement.values[-1])
     undone = back.value < BACK and after < LEFT * before
-    share = f"{after / before:.0%}"
+    share = f"{after / before:.0%}" if before else "all"
+    advice: tuple[str, ...] = ()
     method = method_of(back)
     if undone:
         claim = (
-            f"The last step, to {displacement.steps[-1]}, undid the others: it points back (cosine {back.value:.2f}) "
-            f"and leaves {share} of the distance from the first checkpoint."
+            f"The last step of the path, from {displacement.steps[-2]} to {displacement.steps[-1]}, undid the others: it "
+            f"points back (cosine {back.value:.2f}) and leaves {share} of the distance from the first checkpoint."
         )
         meaning = (
             "What was learnt since the first checkpoint is mostly gone from the weights. A reset does this, weights "
@@ -46,14 +47,13 @@ def turned_back(run: Run) -> list[Finding]:
     else:
         travelled = float(lengths.values.sum())
         claim = (
-            f"The path goes on: {counted(len(displacement), 'checkpoint')}, a distance of {after:.4g} from the first to "
-            f"the last over a path of {travelled:.4g}; the last step has cosine {back.value:.2f} with all before it."
+            f"The path goes on: {counted(len(displacement), 'checkpoint')}, a distance of {after:.4g} from the first "
+            f"to the last over a path of {travelled:.4g}; the last step has cosine {back.value:.2f} with all before it."
         )
         meaning = (
             "1 would be straight on, 0 a right angle, −1 straight back. Of the path's length the share that became "
             "distance says how straight it was."
         )
-        advice = ()
     how: Estimate = exact(back.value, method)
     return [
         Finding(
