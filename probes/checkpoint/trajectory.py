@@ -130,13 +130,13 @@ def _weights(order: Order, trained: set[str] | None) -> Told:
     for row in path.rows:
         if row.name.endswith(STATISTICS):
             continue
-        if row.note:
-            yield last, Reading("relative_displacement", None, row.name, note=row.note, status="skipped")
+        note = row.note or ("" if row.size else "it was all zero at first")
+        if note:
+            yield last, Reading("relative_displacement", None, row.name, note=note, status="skipped")
             continue
         for step, displacement in zip(order.steps, row.displacement, strict=True):
-            if row.size:
-                relative = exact(displacement / row.size, "‖W_k − W_0‖/‖W_0‖")
-                yield step, reading_of("relative_displacement", relative, row.name)
+            relative = exact(displacement / row.size, "‖W_k − W_0‖/‖W_0‖")
+            yield step, reading_of("relative_displacement", relative, row.name)
     yield from _changes(last, states, {row.name for row in path.rows if not row.note}, trained)
     for drift in spectral_drift(states, read=pages.let_go):
         if drift.note:

@@ -17,6 +17,8 @@ from reports.document import Figure, Table
 MOST_ROWS = 40
 NAMED = 7
 """Points of the path with a number on them."""
+NEAR = 0.05
+"""Of the path's extent; numbers on nearer points would lie on each other."""
 
 
 def figures(run: Run) -> list[Figure]:
@@ -64,13 +66,19 @@ def _draw_path(first: Series, second: Series, shares: list[float], canvas: Canva
     axes.plot(
         first.values[-1:], second.values[-1:], color=palette.SERIES[1], marker="o", markersize=8, linestyle="none"
     )
-    shown = numpy.unique(numpy.linspace(0, len(first) - 1, min(NAMED, len(first))).round().astype(int))
-    for place in shown:
+    points = numpy.stack([first.values, second.values], axis=1)
+    for place in _apart(points):
+        # Away from the middle of its neighbours, where the path does not run.
+        away = points[place] - points[[max(0, place - 1), min(len(points) - 1, place + 1)]].mean(0)
+        length = float(numpy.hypot(*away))
+        right, up = away / length if length else (0.0, 1.0)
         axes.annotate(
             f"{first.steps[place]}",
-            (first.values[place], second.values[place]),
-            xytext=(5, 5),
+            points[place],
+            xytext=(11.0 * right, 11.0 * up),
             textcoords="offset points",
+            ha="center",
+            va="center",
             color=palette.INK,
             fontsize=8.5,
         )
@@ -79,6 +87,17 @@ def _draw_path(first: Series, second: Series, shares: list[float], canvas: Canva
     axes.margins(0.08)
     axes.set_xlabel(f"first direction, {shares[0]:.1%} of the variance")
     axes.set_ylabel(f"second direction, {shares[1]:.1%}")
+
+
+def _apart(points: numpy.ndarray) -> list[int]:
+    """The last point, the first, and others between that are not too near to one chosen before."""
+    between = numpy.linspace(0, len(points) - 1, min(NAMED, len(points))).round().astype(int)
+    span = float(numpy.ptp(points, axis=0).max())
+    chosen: list[int] = []
+    for place in dict.fromkeys([len(points) - 1, 0, *between.tolist()]):
+        if all(numpy.hypot(*(points[place] - points[other])) > NEAR * span for other in chosen):
+            chosen.append(place)
+    return chosen
 
 
 def _steps(run: Run) -> list[Figure]:
@@ -136,7 +155,7 @@ def _by_layer(run: Run, name: str, id: str, title: str, label: str) -> list[Figu
         Figure(
             id=id,
             title=title,
-            caption=f"{label} checkpoint, first tensor on top; light is no change.{left_out}",
+            caption=f"{label} checkpoint, first tensor on top; the scale begins at no change.{left_out}",
             alt=f"{title} by step for {len(shown)} tensors; the largest is {highest:.3g}.",
             draw=partial(_draw_layers, shown, steps, values, label, highest, _axis(run)),
             table=table,

@@ -37,8 +37,9 @@ def barrier(run: Run) -> list[Finding]:
     claim = (
         f"Between the first checkpoint and the last stands a loss barrier of {found.value:.4g}."
         if there
-        else f"No loss barrier between the first checkpoint and the last: at most {found.value:.2g} above the line "
-        "between their losses."
+        else "No loss barrier between the first checkpoint and the last: "
+        + (f"at most {found.value:.2g}" if found.value else "nowhere")
+        + " above the line between their losses."
     )
     return [
         Finding(

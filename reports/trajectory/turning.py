@@ -32,8 +32,8 @@ def turned_back(run: Run) -> list[Finding]:
     method = method_of(back)
     if undone:
         claim = (
-            f"The last step of the path, from {displacement.steps[-2]} to {displacement.steps[-1]}, undid the others: it "
-            f"points back (cosine {back.value:.2f}) and leaves {share} of the distance from the first checkpoint."
+            f"The last step of the path, from {displacement.steps[-2]} to {displacement.steps[-1]}, undid the others: "
+            f"it points back (cosine {back.value:.2f}) and leaves {share} of the distance from the first checkpoint."
         )
         meaning = (
             "What was learnt since the first checkpoint is mostly gone from the weights. A reset does this, weights "
