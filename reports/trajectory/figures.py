@@ -68,10 +68,7 @@ def _draw_path(first: Series, second: Series, shares: list[float], canvas: Canva
     )
     points = numpy.stack([first.values, second.values], axis=1)
     for place in _apart(points):
-        # Away from the middle of its neighbours, where the path does not run.
-        away = points[place] - points[[max(0, place - 1), min(len(points) - 1, place + 1)]].mean(0)
-        length = float(numpy.hypot(*away))
-        right, up = away / length if length else (0.0, 1.0)
+        right, up = _beside(points, place)
         axes.annotate(
             f"{first.steps[place]}",
             points[place],
@@ -87,6 +84,19 @@ def _draw_path(first: Series, second: Series, shares: list[float], canvas: Canva
     axes.margins(0.08)
     axes.set_xlabel(f"first direction, {shares[0]:.1%} of the variance")
     axes.set_ylabel(f"second direction, {shares[1]:.1%}")
+
+
+def _beside(points: numpy.ndarray, place: int) -> tuple[float, float]:
+    """A direction from a point of the path in which the path does not run: to its outer side, or on from its end."""
+    before, after = points[max(0, place - 1)], points[min(len(points) - 1, place + 1)]
+    away = 2 * points[place] - before - after
+    along = after - before
+    side = away if place in (0, len(points) - 1) else numpy.array([-along[1], along[0]])
+    length = float(numpy.hypot(*side))
+    if not length:
+        return 0.0, 1.0
+    turned = -1.0 if float(side @ away) < 0 else 1.0
+    return float(turned * side[0] / length), float(turned * side[1] / length)
 
 
 def _apart(points: numpy.ndarray) -> list[int]:

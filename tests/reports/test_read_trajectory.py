@@ -39,9 +39,9 @@ def _trained(folder, fault="", content=lambda model, step: {"model": model.state
     trained = [tensor for name, tensor in model.named_parameters() if fault != "frozen" or not name.startswith("2.")]
     optimizer, paths, begun = torch.optim.SGD(trained, lr=0.1), [], {}
     for step in range(101):
+        if step == 4:
+            begun = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         if step % 20 == 0:
-            if step == 20:
-                begun = {name: tensor.clone() for name, tensor in model.state_dict().items()}
             if fault == "undone" and step == 100:
                 model.load_state_dict(begun)
             if fault == "too far" and step == 100:
@@ -91,9 +91,8 @@ def test_a_layer_that_never_moves_is_named(tmp_path):
 
 
 def test_a_layer_that_the_task_says_is_frozen_is_not_warned_of(tmp_path):
-    (tmp_path / "task.py").write_text(
-        TASK.replace("    generator", "    model[2].requires_grad_(False)\n    generator", 1)
-    )
+    frozen = TASK.replace("    generator", "    model[2].requires_grad_(False)\n    generator", 1)
+    (tmp_path / "task.py").write_text(frozen)
     _, findings = _findings(_trained(tmp_path, "frozen"), task=str(tmp_path / "task.py"))
     assert findings["trajectory/unchanged"].level == "ok"
 
