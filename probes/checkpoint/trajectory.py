@@ -23,6 +23,7 @@ from diagnostics import (
 )
 from diagnostics.estimate import exact
 from diagnostics.trajectory.path import STATISTICS
+from probes.checkpoint.errors import listed
 from probes.checkpoint.examine import examine
 from probes.checkpoint.load import load_checkpoint
 from probes.checkpoint.order import Order, in_order
@@ -91,11 +92,14 @@ def follow(
             records.append(to_record(PROBE, step, reading))
             if reading.array is not None:
                 arrays[PROBE, array_key(records[-1])] = reading.array
-    files = ", ".join(str(checkpoint.path) for checkpoint in order.checkpoints)
+    folders = {checkpoint.path.parent for checkpoint in order.checkpoints}
+    together = len(folders) == 1
+    where = f" in {folders.pop()}" if together else ""
+    files = listed(tuple(one.path.name if together else str(one.path) for one in order.checkpoints))
     total = sum(checkpoint.size for checkpoint in order.checkpoints)
     header = {
         **run.header,
-        "file": f"{len(order.checkpoints)} checkpoints, {total:,} bytes: {files}",
+        "file": f"{len(order.checkpoints)} checkpoints{where}, {total:,} bytes: {files}",
         "step": last.step,
         "axis": order.axis,
         "last": str(last.path),

@@ -17,7 +17,7 @@ from reports.finding import Finding
 ID = "trajectory/barrier"
 CITATION = "Frankle et al., arXiv 1912.05671; Ainsworth et al., arXiv 2209.04836"
 SMALL = 0.02
-"""Of the larger loss at the ends: less than that is no barrier, as in arXiv 1912.05671."""
+"""Of the larger loss at the ends: less than that is no barrier. A choice; arXiv 1912.05671 takes 2 % of error."""
 
 Curves = dict[str, numpy.ndarray]
 
