@@ -60,7 +60,7 @@ def quiet(model: nn.Module, mode: Mode | None = None, seed: int = 0) -> Iterator
         stack.enter_context(_ieee_float32())
         stack.enter_context(_foreign_backward_hooks_aside(model))
         stack.enter_context(_modes(model, mode))
-        stack.enter_context(_random_states(seed))
+        stack.enter_context(random_states(seed))
         yield
 
 
@@ -105,7 +105,8 @@ def _ieee_float32() -> Iterator[None]:
 
 
 @contextmanager
-def _random_states(seed: int) -> Iterator[None]:
+def random_states(seed: int) -> Iterator[None]:
+    """Seed every global random state inside the block, and put them back behind it."""
     python_state, numpy_state = random.getstate(), numpy.random.get_state()
     try:
         with torch.random.fork_rng(devices=_devices_with_a_random_state()):

@@ -8,6 +8,7 @@ from probes.churn import Churn as Churn
 from probes.gradient_alignment import GradientAlignment as GradientAlignment
 from probes.gradient_curvature import GradientCurvature as GradientCurvature
 from probes.gradient_flow import GradientFlow as GradientFlow
+from probes.landscape import Landscape as Landscape
 from probes.learning_rate import EffectiveLearningRate as EffectiveLearningRate
 from probes.monitor import Monitor as Monitor
 from probes.noise_scale import NoiseScale as NoiseScale
@@ -25,4 +26,5 @@ from probes.sharpness import Sharpness as Sharpness
 from probes.spectrum import Spectrum as Spectrum
 from probes.streams.microbatches import watch_microbatches as watch_microbatches
 from probes.streams.ranks import watch_ranks as watch_ranks
+from probes.tangent_kernel import TangentKernel as TangentKernel
 from probes.units import Units as Units

@@ -58,7 +58,7 @@ class BatchLadder:
         """λmax by batch size, which stands where other probes name a layer; then the law."""
         assert moment.objective is not None
         try:
-            ladder = batch_ladder(moment.objective, self.sizes, draws=self.draws, seed=moment.step)
+            ladder = batch_ladder(moment.objective, self.sizes, draws=self.draws, seed=moment.seed)
         except DiagnosticsError as reason:
             yield Reading("sharpness", None, status="skipped", note=str(reason))
             return

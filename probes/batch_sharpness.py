@@ -80,7 +80,7 @@ class BatchSharpness:
             optimizer=optimizer,
             rtol=self.rtol,
             max_draws=self.max_draws,
-            seed=moment.step,
+            seed=moment.seed,
         )
         yield Reading("value", measured.value)
         if measured.ratio is None:
@@ -92,7 +92,7 @@ class BatchSharpness:
             yield Reading("momentum", measured.momentum)
         yield Reading("batch_size", float(self.batch_size))
         draws = min(self.max_draws, WHOLE_PRODUCTS)
-        interaction = gradient_noise_interaction(moment.objective, self.batch_size, draws=draws, seed=moment.step)
+        interaction = gradient_noise_interaction(moment.objective, self.batch_size, draws=draws, seed=moment.seed)
         yield Reading("noise_interaction", interaction)
 
 

@@ -87,7 +87,7 @@ class GradientAlignment:
         yield reading_of("noise_directions", spectrum.effective_directions)
         if self.max_norm is not None and self.batch_size is not None:
             try:
-                clipped = clipping(gram, self.max_norm, self.batch_size, seed=moment.step)
+                clipped = clipping(gram, self.max_norm, self.batch_size, seed=moment.seed)
             except DiagnosticsError as reason:
                 yield Reading("clip_rate", None, status="skipped", note=str(reason))
             else:

@@ -110,7 +110,7 @@ class GradientCurvature:
         products = self.trace_products
         yield reading_of(
             "trace_ratio",
-            trace_ratio(objective, moment.optimizer, hessian=hessian, matvecs=products, seed=moment.step),
+            trace_ratio(objective, moment.optimizer, hessian=hessian, matvecs=products, seed=moment.seed),
         )
 
 

@@ -51,7 +51,7 @@ class GradientFlow:
         """λmax now and the threshold, then λmax, distance and loss at the end of the flow, if it was reached."""
         assert moment.objective is not None
         try:
-            end = gradient_flow_sharpness(moment.objective, max_gradients=self.max_gradients, seed=moment.step)
+            end = gradient_flow_sharpness(moment.objective, max_gradients=self.max_gradients, seed=moment.seed)
         except DiagnosticsError as reason:
             yield Reading("sharpness", None, status="skipped", note=str(reason))
             return

@@ -26,6 +26,9 @@ from probes.schedule import Schedule
 
 DISTRIBUTION = "training-dynamics-diagnostics"
 
+DEEPEST = 6
+"""Levels of lists and mappings in a setting that are written down."""
+
 
 def run_header(
     model: nn.Module,
@@ -134,16 +137,21 @@ def device_name(device: torch.device) -> str:
     return f"CPU, {threads} thread{'s' if threads > 1 else ''}" if device.type == "cpu" else str(device)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, depth: int = 0) -> Any:
     """Whatever it is, as strict JSON: numbers that JSON does not know, and things, by their text."""
     if isinstance(value, Tensor):
-        return _plain(value.tolist()) if value.numel() <= 16 else f"tensor of shape {tuple(value.shape)}"
+        readable = value.layout is torch.strided and not (value.is_meta or value.is_quantized or value.is_nested)
+        small = readable and value.numel() <= 16
+        return _plain(value.tolist(), depth) if small else f"tensor of shape {tuple(value.shape)}"
     if isinstance(value, numpy.generic):
-        return _plain(value.item())
+        return _plain(value.item(), depth)
+    if isinstance(value, Mapping | tuple | list) and depth >= DEEPEST:
+        # What a checkpoint holds may hold itself.
+        return "..."
     if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
+        return {str(key): _plain(part, depth + 1) for key, part in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(part) for part in value]
+        return [_plain(part, depth + 1) for part in value]
     if isinstance(value, float) and not math.isfinite(value):
         return repr(value)
     return value if isinstance(value, bool | int | float | str | None) else repr(value)

@@ -88,8 +88,8 @@ class NoiseScale:
         reason = ""
         if moment.optimizer is not None:
             try:
-                measured = noise_scale(moment.objective, optimizer=moment.optimizer, draws=self.draws, seed=moment.step)
+                measured = noise_scale(moment.objective, optimizer=moment.optimizer, draws=self.draws, seed=moment.seed)
                 return measured, ""
             except DiagnosticsError as problem:
                 reason = str(problem)
-        return noise_scale(moment.objective, draws=self.draws, seed=moment.step), reason
+        return noise_scale(moment.objective, draws=self.draws, seed=moment.seed), reason

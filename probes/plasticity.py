@@ -80,7 +80,7 @@ class Plasticity:
                 fresh=self.fresh,
                 unlearn=self.unlearn,
                 draws=self.draws,
-                seed=moment.step,
+                seed=moment.seed,
             )
         except DiagnosticsError as reason:
             yield Reading("ratio", None, status="skipped", note=str(reason))

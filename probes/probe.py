@@ -66,6 +66,7 @@ class Moment:
         objective: what to differentiate; present for probes that need it.
         updates: by tensor name, for probes that need updates; empty before the first step.
         no_objective: why ``objective`` is None, where it is.
+        random: where the seeds of a whole run begin.
     """
 
     step: int
@@ -74,6 +75,12 @@ class Moment:
     objective: Objective | None = None
     updates: Mapping[str, TensorUpdate] = field(default_factory=dict)
     no_objective: str = "no objective was given"
+    random: int = 0
+
+    @property
+    def seed(self) -> int:
+        """Of what a probe draws at random: another at every step, and the same again in the same run."""
+        return (self.random + self.step) % 2**32
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class Sharpening:
         assert moment.objective is not None
         try:
             measured = sharpening_rate(
-                moment.objective, _with_an_edge(moment.optimizer), tol=self.tol, seed=moment.step
+                moment.objective, _with_an_edge(moment.optimizer), tol=self.tol, seed=moment.seed
             )
         except DiagnosticsError as reason:
             yield Reading("rate", None, status="skipped", note=str(reason))

@@ -67,7 +67,7 @@ class Sharpness:
         plain_is_known = yield from self._ratio(moment, hessian)
         if not plain_is_known:
             pairs = sharpness(
-                moment.objective, hessian=hessian, tol=self.tol, start=self._warm.get("sharpness"), seed=moment.step
+                moment.objective, hessian=hessian, tol=self.tol, start=self._warm.get("sharpness"), seed=moment.seed
             )
             self._warm["sharpness"] = pairs.restart
             yield Reading("sharpness", pairs.estimate())
@@ -88,7 +88,7 @@ class Sharpness:
                 hessian=hessian,
                 tol=self.tol,
                 start=self._warm.get("ratio"),
-                seed=moment.step,
+                seed=moment.seed,
             )
         except DiagnosticsError as reason:
             yield Reading("ratio", None, status="skipped", note=str(reason))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from probes.run import Run
-from reports import churn, opposing, plasticity, ranks, training
+from reports import churn, landscape, opposing, plasticity, ranks, training
 from reports.attention import chapter as attention
 from reports.chapter import Chapter
 from reports.learning_rate import chapter as learning_rate
@@ -20,6 +20,7 @@ from reports.stability import (
     sharpening,
     sharpness,
 )
+from reports.tangent_kernel import chapter as tangent_kernel
 from reports.trajectory import chapter as trajectory
 from reports.units import chapter as units
 from reports.weights import chapter as weights
@@ -36,12 +37,14 @@ CHAPTERS: dict[str, Callable[[Run], Chapter]] = {
     "gradient_alignment": noise.read_alignment,
     "opposing": opposing.read,
     "spectrum": spectrum.read,
+    "landscape": landscape.read,
     "learning_rate": learning_rate.read,
     "units": units.read,
     "attention": attention.read,
     "ranks": ranks.read,
     "plasticity": plasticity.read,
     "churn": churn.read,
+    "tangent_kernel": tangent_kernel.read,
     "trajectory": trajectory.read,
     "weights": weights.read,
     "training": training.read,

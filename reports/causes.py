@@ -20,14 +20,14 @@ _CURVATURE = (
     "noise_stream/",
 )
 
-_ALIVE = ("units/", "attention/", "ranks/", "plasticity/")
+_ALIVE = ("units/", "attention/", "ranks/", "plasticity/", "tangent_kernel/")
 
 CONSEQUENCES: dict[str, tuple[str, ...]] = {
     "weights/finite": ("sharpness/", *_CURVATURE, "learning_rate/", *_ALIVE, "training/"),
     "units/dead_at_start": ("sharpness/", *_CURVATURE, "learning_rate/", *_ALIVE, "training/"),
     "sharpness/regime": (*_CURVATURE, "learning_rate/", *_ALIVE, "training/"),
     "units/dead": (
-        *("learning_rate/", "ranks/", "plasticity/", "training/loss"),
+        *("learning_rate/", "ranks/", "plasticity/", "tangent_kernel/", "training/loss"),
         *("units/gradient_dormant", "units/outliers"),
     ),
     "plasticity/lost": ("training/loss",),

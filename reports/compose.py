@@ -32,7 +32,7 @@ def compose(run: Run, title: str, only: Collection[str] | None = None) -> Docume
     findings = causes_first(tuple(finding for chapter in chapters for finding in chapter.findings))
     return Document(
         title=title,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=_created(run),
         level=_level(findings),
         diagnosis=_diagnosis(findings),
         summary=summary(run),
@@ -43,6 +43,18 @@ def compose(run: Run, title: str, only: Collection[str] | None = None) -> Docume
         skipped=_skipped(run),
         records=raw(run),
     )
+
+
+def _created(run: Run) -> str:
+    """When the last was measured: with the clock of the rendering, no two reports on one run would be the same."""
+    last = max((record.time for record in run.records), default=0.0)
+    try:
+        if last > 0:
+            return datetime.fromtimestamp(last, UTC).isoformat(timespec="seconds")
+    # A damaged record may hold any number.
+    except (ValueError, OverflowError, OSError):
+        pass
+    return str(run.header.get("created") or datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 def _level(findings: tuple[Finding, ...]) -> Level:

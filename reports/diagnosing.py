@@ -21,7 +21,8 @@ def diagnose(options: argparse.Namespace, only: Collection[str] | None) -> Repor
     Raises:
         DiagnosticsError: the path is neither, or options do not go with it.
     """
-    path = Path(options.path)
+    [given] = options.paths
+    path = Path(given)
     if path.is_dir():
         if not (path / HEADER).exists():
             raise DiagnosticsError(
@@ -31,6 +32,12 @@ def diagnose(options: argparse.Namespace, only: Collection[str] | None) -> Repor
             )
         if options.task:
             raise DiagnosticsError("--task goes with a checkpoint", given=f"the run folder {path}")
+        if options.budget is not None:
+            raise DiagnosticsError(
+                "--budget bounds what is measured on a checkpoint",
+                given=f"the run folder {path}, which was measured while it was trained",
+                attempt="Monitor(..., budget=0.05) for the next run",
+            )
         return Report.from_run(path, only=only)
     with progress(stages(options.task, only), "opening the file") as bar:
         run = examine(
@@ -40,6 +47,9 @@ def diagnose(options: argparse.Namespace, only: Collection[str] | None) -> Repor
             allow=options.allow_global,
             only=only,
             device=options.device,
+            seed=options.seed,
+            budget=options.budget,
+            keep=True,
             progress=bar.stage,
             part=bar.part,
         )

@@ -74,7 +74,7 @@ class Document:
 
     Args:
         title: what the report is about, e.g. the run folder's name.
-        created: when it was made, ISO 8601, seconds.
+        created: when the last of it was measured, ISO 8601, seconds.
         level: the worst level that matters for the verdict.
         diagnosis: one sentence a tired reader can act on.
         summary: what was looked at, in one line: model, optimizer, step.

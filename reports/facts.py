@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from typing import Any
 
 from probes.run import Run
@@ -54,8 +55,14 @@ def facts(run: Run) -> list[tuple[str, str]]:
         known.append(("end", "none was recorded: the process was killed, or is still running"))
     if cost := _cost(run):
         known.append(("cost of measuring", cost))
+    if budget := header.get("budget"):
+        known.append(("budget", f"{budget['seconds']:g} s for measuring, of which {budget['spent']:g} s were spent"))
+    if header.get("interrupted"):
+        known.append(("end", f"interrupted {header['interrupted']}"))
     if header.get("device"):
         known.append(("device", str(header["device"])))
+    if argv := header.get("argv"):
+        known.append(("command", shlex.join(argv)))
     if header.get("created"):
         known.append(("measured", str(header["created"]).replace("T", " ")))
     known += [("note", str(note)) for note in header.get("notes", ())]

@@ -120,8 +120,8 @@ def _groups(run: Run, step: int) -> _Groups | None:
     arrays = []
     for name in ("changes", "rising", "falling"):
         record = _at(run, name, step)
-        array = None if record is None else run.array(record)
-        if array is None or array.ndim != 1:
+        array = None if record is None else run.array(record, axes=1)
+        if array is None:
             return None
         arrays.append(array)
     changes, rising, falling = arrays

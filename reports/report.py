@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from diagnostics import DiagnosticsError
@@ -11,6 +11,8 @@ from probes.run import Run
 from reports.compose import compose
 from reports.document import Document
 from reports.finding import Finding
+from reports.render.junit import to_junit
+from reports.render.markdown import to_markdown
 
 
 class Report:
@@ -112,16 +114,19 @@ class Report:
 
         Args:
             path: the file; its ending decides the format.
-            ending: ``".html"``, ``".pdf"`` or ``".json"`` where the file's own ending should not decide.
+            ending: ``".html"``, ``".pdf"``, ``".json"``, ``".md"`` (Markdown) or ``".xml"`` (JUnit) where the file's
+                own ending should not decide.
 
         Raises:
             DiagnosticsError: another ending, or a place that cannot be written.
         """
         target = Path(path)
         ending = ending or target.suffix
-        if ending not in (".html", ".pdf", ".json"):
+        if ending != ".pdf" and ending not in _TEXTS:
             raise DiagnosticsError(
-                "the report's format is told by the file's ending", given=target.name, expected=".html, .pdf or .json"
+                "the report's format is told by the file's ending",
+                given=target.name,
+                expected=".html, .pdf or .json; .md for Markdown, .xml for JUnit",
             )
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -130,23 +135,42 @@ class Report:
 
                 to_pdf(self.document, target)
             else:
-                temporary = target.with_name(f".{target.name}.{os.getpid()}")
-                temporary.write_text(self._text(ending), encoding="utf-8")
-                os.replace(temporary, target)
+                _replace(target, self.text(ending))
         except OSError as problem:
             raise DiagnosticsError(f"{target} cannot be written", given=str(problem)) from problem
         return target
 
-    def _text(self, ending: str) -> str:
-        if ending == ".html":
-            from reports.render.html import to_html
-
-            return to_html(self.document)
-        from reports.render.json import to_json
-
-        return to_json(self.document)
+    def text(self, ending: str) -> str:
+        """The report as text: what ``save`` writes for an ending other than ``".pdf"``."""
+        return _TEXTS[ending](self.document)
 
     def __str__(self) -> str:
         from reports.render.terminal import to_terminal
 
         return to_terminal(self.document).rstrip("\n")
+
+
+def _html(document: Document) -> str:
+    from reports.render.html import to_html
+
+    return to_html(document)
+
+
+def _json(document: Document) -> str:
+    from reports.render.json import to_json
+
+    return to_json(document) + "\n"
+
+
+_TEXTS: dict[str, Callable[[Document], str]] = {".html": _html, ".json": _json, ".md": to_markdown, ".xml": to_junit}
+
+
+def _replace(target: Path, text: str) -> None:
+    """Write a whole file or nothing."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        # A file name that is not UTF-8 comes with lone surrogates.
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, exact
+from diagnostics.tangent_kernel.alignment import alignment, distance
 
 Outputs = Literal["full", "trace", "sum"]
 
@@ -119,6 +120,33 @@ class TangentKernel:
         if self.samples is None:
             return exact(value, self.how)
         return Estimate(value, self._trace_error, "standard error", self.how)
+
+    def alignment(self, targets: Any, *, centred: bool = False, unbiased: bool = False) -> Estimate:
+        """The cosine of the kernel and that of the targets: yᵀKy/(‖K‖‖y‖²), or ⟨K, YYᵀ⟩/(‖K‖‖YYᵀ‖) unless full.
+
+        Args:
+            targets: class indices (N,), or values (N,) or (N, C). Classes are one-hot; ±1 for a single output.
+            centred: take out the means over examples (CKA). Without it a kernel of positive numbers is aligned with
+                one-hot targets because neither has a mean of zero.
+            unbiased: leave out pairs of an example with itself: about 0 for a kernel without structure.
+
+        Raises:
+            DiagnosticsError: targets of other examples or outputs; a kernel between two sets of examples; unbiased and
+                centred with fewer than four examples.
+
+        Source: arXiv 1203.0550 (centred), 2008.00938.
+        """
+        return alignment(self, targets, centred=centred, unbiased=unbiased)
+
+    def distance(self, other: TangentKernel) -> Estimate:
+        """1 − ⟨K, K'⟩/(‖K‖‖K'‖), of kernels on the same examples: 0 where one is a multiple of the other.
+
+        Raises:
+            DiagnosticsError: kernels of other examples or outputs.
+
+        Source: Fort et al., arXiv 2010.15110.
+        """
+        return distance(self, other)
 
     def _require_square(self) -> None:
         if self._between:

@@ -137,7 +137,7 @@ def _readable(tensor: Tensor) -> bool:
 
 def _normalises(layer: str, parts: Mapping[str, Tensor]) -> bool:
     if "running_var" in parts:
-        return parts["running_var"].ndim == 1
+        return all(parts[name].ndim == 1 for name in ("running_var", "running_mean", "weight", "bias") if name in parts)
     gain, bias = parts.get("weight"), parts.get("bias")
     if gain is None or gain.ndim != 1 or not gain.is_floating_point() or any(part.ndim > 1 for part in parts.values()):
         return False
@@ -159,7 +159,7 @@ def _row(layer: str, parts: Mapping[str, Tensor]) -> NormGains:
         largest=float(sizes.max()) if len(gains) else math.nan,
         near_zero=int((sizes <= NEAR_ZERO * scale).sum()),
         negative=int((gains < 0).sum()),
-        non_finite=sum(int((~tensor.isfinite()).sum()) for tensor in watched),
+        non_finite=sum(int((~tensor.double().isfinite()).sum()) for tensor in watched),
         untouched=_all(parts, "weight", (0.0, 1.0)) and _all(parts, "bias", (0.0,)),
         batches=int(tracked) if tracked is not None and tracked.numel() == 1 else None,
         small_variances=None if variances is None else int((variances.abs() < EPSILON).sum()),

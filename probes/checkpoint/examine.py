@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from diagnostics import Objective
+from diagnostics.quiet import random_states
 from probes.ascent import AscentSharpness
 from probes.attention import AttentionHeads
 from probes.batch_ladder import BatchLadder
+from probes.checkpoint.allowance import Allowance, OutOfTimeError
 from probes.checkpoint.contents import Checkpoint
 from probes.checkpoint.load import load_checkpoint
 from probes.checkpoint.matrices import spectrum_readings
@@ -29,6 +31,7 @@ from probes.gradient_curvature import GradientCurvature
 from probes.gradient_flow import GradientFlow
 from probes.header import describe_groups, describe_objective, describe_optimizer, device_name, versions
 from probes.journal import to_record
+from probes.landscape import Landscape
 from probes.learning_rate import EffectiveLearningRate
 from probes.noise_scale import NoiseScale
 from probes.opposing import OpposingSignals
@@ -40,6 +43,7 @@ from probes.run.records import Record
 from probes.sharpening import Sharpening
 from probes.sharpness import Sharpness
 from probes.spectrum import Spectrum
+from probes.tangent_kernel import TangentKernel
 from probes.units import Units
 
 PARTS = {"spectrum": {"density": "smallest eigenvalue", "smallest": "sharpest directions", "largest": "layers"}}
@@ -61,6 +65,9 @@ def examine(
     allow: Sequence[str] = (),
     only: Collection[str] | None = None,
     device: str | None = None,
+    seed: int = 0,
+    budget: float | None = None,
+    keep: bool = False,
     progress: Progress = lambda stage: None,
     part: Callable[[float], None] = lambda share: None,
 ) -> Run:
@@ -76,6 +83,11 @@ def examine(
         allow: see ``load_checkpoint``.
         only: probes wanted, by name; None for all.
         device: see ``build_task``.
+        seed: of what is drawn at random, by the measures and by the task.
+        budget: seconds that measuring may take; what they do not reach is skipped, with that reason. Opening the file
+            and building the task are not measuring, and are not counted.
+        keep: whether an interrupt (Ctrl-C) ends the measuring and keeps what there is, instead of being raised; the
+            header then says ``interrupted``.
         progress: told what is being done, before each stage.
         part: told the share of a long stage that is done, 0 to 1.
 
@@ -84,41 +96,114 @@ def examine(
     """
     progress("opening the file")
     checkpoint = load_checkpoint(path, trust=trust, allow=allow)
-    step = checkpoint.step or 0
-    pages = Pages(*checkpoint.files)
-    progress("surveying tensors")
-    records = [*_weights(checkpoint, pages, step), *_optimizer_state(checkpoint, pages, step)]
-    arrays: dict[tuple[str, str], numpy.ndarray] = {}
+    found = _Examination(checkpoint, _header(checkpoint, task), Allowance(budget), progress, part)
+    wanted = (["weights"] if _matrices(only) else []) + ([probe.name for probe in _probes(only)] if task else [])
+    try:
+        found.tensors()
+        if _matrices(only):
+            found.matrices(seed)
+        if task is not None:
+            progress("building the task")
+            # A task that draws its data at random draws the same again, and nobody else's numbers are moved.
+            with random_states(seed):
+                objective, optimizer = build_task(task, whole(checkpoint.raw), device)
+            found.described(objective, optimizer)
+            for probe in _probes(only, seed):
+                found.measured(probe, Moment(found.step, objective.model, optimizer, objective, random=seed))
+    except KeyboardInterrupt:
+        if not keep:
+            raise
+        found.interrupted(wanted)
+    if task is None:
+        found.without_task(sorted({*(only or ())} - {"weights"}))
+    return found.run()
 
-    def record(probe: str, reading: Reading) -> None:
-        records.append(to_record(probe, step, reading))
-        if reading.array is not None:
-            arrays[probe, array_key(records[-1])] = reading.array
 
-    if _matrices(only):
-        progress("decomposing matrices")
-        for reading in _by_themselves(checkpoint, pages, part):
-            record("weights", reading)
-    header = _header(checkpoint, task)
-    if task is not None:
-        progress("building the task")
-        objective, optimizer = build_task(task, whole(checkpoint.raw), device)
-        header["device"] = device_name(objective.space.device)
-        header["objective"] = describe_objective(objective)
-        header["model"]["class"] = type(objective.model).__name__
+class _Examination:
+    """What was found in a checkpoint so far."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        header: dict[str, Any],
+        allowance: Allowance,
+        progress: Progress,
+        part: Callable[[float], None],
+    ) -> None:
+        self.step = checkpoint.step or 0
+        self._checkpoint, self._header, self._allowance = checkpoint, header, allowance
+        self._progress, self._part = progress, part
+        self._pages = Pages(*checkpoint.files)
+        self._records: list[Record] = []
+        self._arrays: dict[tuple[str, str], numpy.ndarray] = {}
+        self._done: set[str] = set()
+        self._stage = "opening the file"
+
+    def tensors(self) -> None:
+        """Whether values are finite, and how large: what is cheap is done whatever the budget."""
+        self._begin("surveying tensors")
+        self._records += [*_weights(self._checkpoint, self._pages, self.step)]
+        self._records += [*_optimizer_state(self._checkpoint, self._pages, self.step)]
+
+    def matrices(self, seed: int) -> None:
+        """Weights by themselves."""
+        self._begin("decomposing matrices")
+        self._write("weights", _by_themselves(self._checkpoint, self._pages, self._part, seed))
+
+    def described(self, objective: Objective, optimizer: Optimizer | None) -> None:
+        """Put down what a task has built."""
+        self._header["device"] = device_name(objective.space.device)
+        self._header["objective"] = describe_objective(objective)
+        self._header["model"]["class"] = type(objective.model).__name__
         if optimizer is not None:
-            header["optimizer"] = describe_optimizer(optimizer)
-        for probe in _probes(only):
-            progress(f"measuring {probe.name.replace('_', ' ')}")
-            for reading in _measure(probe, objective, optimizer, step):
-                if reading.name in PARTS.get(probe.name, {}):
-                    progress(f"measuring {PARTS[probe.name][reading.name]}")
-                record(probe.name, reading)
-    else:
-        for name in sorted({*(only or ())} - {"weights"}):
-            reading = Reading("measurement", None, status="skipped", note="it needs the model and loss: --task FILE.py")
-            record(name, reading)
-    return Run(header, records, arrays=arrays)
+            self._header["optimizer"] = describe_optimizer(optimizer)
+
+    def measured(self, probe: Probe, moment: Moment) -> None:
+        """One probe, as far as it comes."""
+        self._begin(f"measuring {probe.name.replace('_', ' ')}")
+        self._write(probe.name, _measure(probe, moment))
+
+    def without_task(self, names: Iterable[str]) -> None:
+        """What was asked for by name and cannot be had from bytes."""
+        for name in names:
+            self._skip(name, "it needs the model and loss: --task FILE.py")
+
+    def interrupted(self, wanted: Iterable[str]) -> None:
+        """Put down what an interrupt kept from being measured."""
+        self._header["interrupted"] = f"while {self._stage}"
+        for name in wanted:
+            if name not in self._done:
+                self._skip(name, f"interrupted while {self._stage}")
+
+    def run(self) -> Run:
+        """Everything as a Run."""
+        if self._allowance.seconds is not None:
+            self._header["budget"] = {"seconds": self._allowance.seconds, "spent": round(self._allowance.spent, 1)}
+        return Run(self._header, self._records, arrays=self._arrays)
+
+    def _begin(self, stage: str) -> None:
+        self._stage = stage
+        self._progress(stage)
+
+    def _write(self, probe: str, readings: Iterable[Reading]) -> None:
+        begun = False
+        try:
+            with self._allowance.spend():
+                for reading in readings:
+                    begun = True
+                    if reading.name in PARTS.get(probe, {}):
+                        self._begin(f"measuring {PARTS[probe][reading.name]}")
+                    self._records.append(to_record(probe, self.step, reading))
+                    if reading.array is not None:
+                        self._arrays[probe, array_key(self._records[-1])] = reading.array
+        except OutOfTimeError:
+            reached = "what it had measured stands" if begun else "it was not reached"
+            self._skip(probe, f"the budget of {self._allowance.seconds:g} s was spent: {reached}")
+        self._done.add(probe)
+
+    def _skip(self, probe: str, note: str) -> None:
+        reading = Reading("measurement", None, status="skipped", note=note)
+        self._records.append(to_record(probe, self.step, reading))
 
 
 def stages(task: str | None, only: Collection[str] | None) -> dict[str, int]:
@@ -138,7 +223,7 @@ def _matrices(only: Collection[str] | None) -> bool:
     return only is None or "weights" in only
 
 
-def _probes(only: Collection[str] | None) -> list[Probe]:
+def _probes(only: Collection[str] | None, seed: int = 0) -> list[Probe]:
     # One measurement, not hundreds: a tenth of the tolerance costs little.
     probes: list[Probe] = [Sharpness(tol=1e-3), EffectiveLearningRate(), Units()]
     if only is None:
@@ -147,13 +232,14 @@ def _probes(only: Collection[str] | None) -> list[Probe]:
     around: list[Probe] = [Sharpening(tol=1e-3), AscentSharpness(), BatchLadder(), GradientFlow(max_gradients=20_000)]
     noise: list[Probe] = [NoiseScale(draws=16), GradientAlignment(), OpposingSignals()]
     alive: list[Probe] = [AttentionHeads(), FeatureRank(), Plasticity()]
-    named: list[Probe] = [GradientCurvature(), Spectrum(steps=64), *noise, *around, *alive]
+    outside: list[Probe] = [TangentKernel(), Landscape(seed=seed)]
+    named: list[Probe] = [GradientCurvature(), Spectrum(steps=64, seed=seed), *noise, *around, *alive, *outside]
     return [probe for probe in (*probes, *named) if probe.name in only]
 
 
-def _measure(probe: Probe, objective: Objective, optimizer: Optimizer | None, step: int) -> Iterable[Reading]:
+def _measure(probe: Probe, moment: Moment) -> Iterator[Reading]:
     try:
-        yield from probe.measure(Moment(step, objective.model, optimizer, objective))
+        yield from probe.measure(moment)
     # The user's model may raise anything; the other probes can still speak, and this one as far as it came.
     except Exception as problem:  # noqa: BLE001
         reason = f"{type(problem).__name__}: {problem}"
@@ -169,8 +255,8 @@ def _weights(checkpoint: Checkpoint, pages: Pages, step: int) -> Iterable[Record
             yield to_record("weights", step, reading)
 
 
-def _by_themselves(checkpoint: Checkpoint, pages: Pages, part: Callable[[float], None]) -> Iterable[Reading]:
-    yield from spectrum_readings(checkpoint.parameters, pages.let_go, part)
+def _by_themselves(checkpoint: Checkpoint, pages: Pages, part: Callable[[float], None], seed: int) -> Iterator[Reading]:
+    yield from spectrum_readings(checkpoint.parameters, pages.let_go, part, seed)
     yield from gain_readings(checkpoint.parameters)
     if checkpoint.optimizer is not None:
         yield from adam_readings(checkpoint.optimizer, pages.let_go)

@@ -36,6 +36,7 @@ def spectrum_readings(
     parameters: Mapping[str, Tensor],
     read: Callable[[Tensor], None] = lambda tensor: None,
     part: Callable[[float], None] = lambda share: None,
+    seed: int = 0,
 ) -> Iterator[Reading]:
     """Measure every matrix.
 
@@ -43,6 +44,7 @@ def spectrum_readings(
         parameters: tensors by name; those with fewer than two axes are passed over.
         read: called with a tensor whenever some of it has been read, for those who hold a mapped file.
         part: told the share of the work that is done, 0 to 1.
+        seed: of the draws behind p-values.
     """
     costs = {name: _cost(tensor) for name, tensor in parameters.items()}
     whole = max(1.0, sum(costs.values()))
@@ -54,7 +56,7 @@ def spectrum_readings(
             part(sum(begun.values()) / whole)
             begun[name] = costs[name]
 
-    for row in weight_spectra(parameters, draws=DRAWS, max_side=MAX_SIDE, read=piece_read).rows:
+    for row in weight_spectra(parameters, draws=DRAWS, seed=seed, max_side=MAX_SIDE, read=piece_read).rows:
         yield from _readings(row)
 
 

@@ -40,7 +40,10 @@ def find_optimizer(raw: Mapping[Any, Any]) -> tuple[Mapping[str, Any] | None, tu
 
 def is_optimizer(value: object) -> bool:
     """Say whether `value` is an optimizer's state dict."""
-    return isinstance(value, Mapping) and isinstance(value.get("state"), Mapping) and "param_groups" in value
+    if not isinstance(value, Mapping) or not isinstance(value.get("state"), Mapping):
+        return False
+    groups = value.get("param_groups")
+    return isinstance(groups, list | tuple) and all(isinstance(group, Mapping) for group in groups)
 
 
 def _optimizers(raw: Mapping[Any, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -106,4 +109,5 @@ def _count(value: object) -> int | None:
         value = value.item() if value.numel() == 1 and not value.is_meta else None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    # A count that fits no integer of 64 bits is damage.
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else None

@@ -22,6 +22,7 @@ from diagnostics import (
     weight_trajectory,
 )
 from diagnostics.estimate import exact
+from diagnostics.quiet import random_states
 from diagnostics.trajectory.path import STATISTICS
 from probes.checkpoint.errors import listed
 from probes.checkpoint.examine import examine
@@ -161,8 +162,12 @@ def _changes(last: int, states: Sequence[Mapping[str, Tensor]], compared: set[st
 
 
 def _objectives(order: Order, task: str, device: str | None) -> list[Objective]:
-    # One for each: a task may build its model as it likes.
-    return [build_task(task, whole(checkpoint.raw), device)[0] for checkpoint in order.checkpoints]
+    # One for each: a task may build its model as it likes. One that draws its data at random draws the same for all.
+    objectives = []
+    for checkpoint in order.checkpoints:
+        with random_states(0):
+            objectives.append(build_task(task, whole(checkpoint.raw), device)[0])
+    return objectives
 
 
 def _losses(order: Order, objectives: Sequence[Objective]) -> Told:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from diagnostics import DiagnosticsError
+from probes.run.header_check import wrong_in
 from probes.run.records import Record, parse
 
 if TYPE_CHECKING:
@@ -128,15 +129,27 @@ class Run:
         """The last step that was measured."""
         return max((record.step for record in self.records), default=0)
 
-    def array(self, record: Record) -> numpy.ndarray | None:
-        """The array that belongs to a record; None when it has none or its file is gone."""
+    def array(self, record: Record, axes: int | None = None) -> numpy.ndarray | None:
+        """The array that belongs to a record; None when it has none or its file is gone or damaged.
+
+        Args:
+            record: one of the run's.
+            axes: how many it must have, where that matters; one of another shape, or without entries, is damage.
+        """
+        array = self._array(record)
+        if array is not None and axes is not None and (array.ndim != axes or not array.size):
+            return None
+        return array
+
+    def _array(self, record: Record) -> numpy.ndarray | None:
         if (record.probe, array_key(record)) in self._arrays:
             return self._arrays[record.probe, array_key(record)]
         if record.array is None or self.path is None:
             return None
         try:
             arrays: dict[str, numpy.ndarray] = load_file(self.path / ARRAYS / Path(record.array).name)
-        except (OSError, SafetensorError):
+        # A name of its own making may be no file name; damaged headers raise what they like.
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return None
         return arrays.get(array_key(record))
 
@@ -157,14 +170,15 @@ def read_header(folder: Path) -> dict[str, Any]:
     """The run's ``run.json``."""
     try:
         header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
+    # Brackets in brackets beyond what Python can follow are damage too.
+    except (OSError, ValueError, RecursionError) as problem:
         raise DiagnosticsError(
             f"{folder} is not a run folder",
             given=f"{HEADER}: {problem}",
             expected=f"a folder that a Monitor wrote, with {HEADER} and {RECORDS}",
         ) from problem
     version = header.get("schema_version") if isinstance(header, dict) else None
-    if not isinstance(version, int):
+    if not isinstance(version, int) or isinstance(version, bool):
         raise DiagnosticsError(f"{folder / HEADER} is not a run header", expected="a JSON object with schema_version")
     if version > SCHEMA_VERSION:
         raise DiagnosticsError(
@@ -172,6 +186,13 @@ def read_header(folder: Path) -> dict[str, Any]:
             given=f"schema_version {version}",
             expected=f"at most {SCHEMA_VERSION}",
             attempt="upgrade this package",
+        )
+    if wrong := wrong_in(header):
+        raise DiagnosticsError(
+            f"{folder / HEADER} is damaged",
+            given=wrong[:200],
+            expected="a header as a Monitor writes it",
+            attempt="restore it from a copy",
         )
     return dict(header)
 
@@ -187,7 +208,7 @@ def whole_records(content: bytes, name: Path) -> tuple[list[Record], int]:
     for number, line in enumerate(content[:whole].split(b"\n")[:-1], start=1):
         try:
             records.append(parse(line.decode("utf-8")))
-        except (ValueError, TypeError) as problem:
+        except (ValueError, TypeError, RecursionError) as problem:
             raise DiagnosticsError(
                 f"{name} is damaged at line {number}",
                 given=repr(line[:60]),

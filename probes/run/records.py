@@ -47,6 +47,9 @@ class Record:
         return json.dumps(asdict(_finite(self)), ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
 
 
+_LARGEST, _HUGE = 2**63, 2**1024
+"""What integers and floats can hold; JSON knows no bound."""
+
 _KEYS = tuple(field.name for field in fields(Record))
 
 
@@ -70,11 +73,19 @@ def parse(line: str) -> Record:
     if (
         record.status not in get_args(Status)
         or not isinstance(record.step, int)
+        or not abs(record.step) < _LARGEST
         or not all(isinstance(number, int | float) for number in (record.time, *numbers))
+        or any(isinstance(number, int) and abs(number) >= _HUGE for number in (record.time, *numbers))
+        or any(isinstance(number, bool) for number in (record.step, record.time, *numbers))
         or not all(isinstance(text, str) for text in (record.probe, record.name, *texts))
     ):
         raise ValueError("not a record")
-    return record
+    return replace(record, time=float(record.time), value=_real(record.value), error=_real(record.error))
+
+
+def _real(number: float | None) -> float | None:
+    """As a float, also where JSON had a whole number."""
+    return None if number is None else float(number)
 
 
 def _finite(record: Record) -> Record:

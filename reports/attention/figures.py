@@ -50,7 +50,7 @@ def by_head(run: Run, name: str) -> tuple[list[str], list[int], numpy.ndarray]:
     records = [one for one in run.of(PROBE, name) if one.status == "ok" and one.layer]
     steps = sorted({record.step for record in records})
     columns: dict[str, numpy.ndarray] = {}
-    known = {(str(record.layer), record.step): run.array(record) for record in records}
+    known = {(str(record.layer), record.step): run.array(record, axes=1) for record in records}
     heads = {layer: len(values) for (layer, _), values in known.items() if values is not None}
     whole = sum(heads.values()) > MOST_ROWS
     for (layer, step), values in known.items():

@@ -100,7 +100,7 @@ def _section(title: str) -> list[Piece]:
 
 def _facts(document: Document) -> list[Piece]:
     pieces = _section("About")
-    for name, value in (*document.facts, ("report made", document.created.replace("T", " "))):
+    for name, value in (*document.facts, ("last measured", document.created.replace("T", " "))):
         pieces += _labelled(name, value, _LABEL, _BODY, 110.0)
     return pieces
 

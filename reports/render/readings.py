@@ -54,7 +54,7 @@ def thinned(x: numpy.ndarray, y: numpy.ndarray, spans: int = SPANS) -> tuple[num
         >>> x = numpy.arange(1000)
         >>> y = numpy.where(x == 617, 50.0, 0.0)
         >>> len(thinned(x, y)[0]), float(thinned(x, y)[1].max())
-        (103, 50.0)
+        (102, 50.0)
     """
     if len(x) <= 2 * spans:
         return x, y

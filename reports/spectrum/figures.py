@@ -36,11 +36,11 @@ def ridges(run: Run) -> list[Ridge]:
     thresholds = _thresholds(run)
     found: dict[int, Ridge] = {}
     for record in _records(run, "density"):
-        raw = run.array(record)
-        if raw is None or raw.ndim != 3 or len(raw) != 3 or not numpy.isfinite(raw).all() or not record.value:
+        raw = run.array(record, axes=3)
+        if raw is None or len(raw) != 3 or not numpy.isfinite(raw).all() or not record.value:
             continue
         apart = [one for one in _records(run, "outliers") if one.step == record.step]
-        outliers = run.array(apart[-1]) if apart else None
+        outliers = run.array(apart[-1], axes=2) if apart else None
         ends = [_value_at(run.series("spectrum", name), record.step) for name in ("smallest", "largest")]
         found[record.step] = Ridge(
             record.step,

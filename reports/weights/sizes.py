@@ -19,6 +19,9 @@ def size_figure(run: Run) -> list[Figure]:
     """Root mean square by tensor; the table has the rest."""
     values = {column: latest(run, column) for column in _COLUMNS}
     sized = {name: rms for name, rms in values["rms"].items() if rms > 0}
+    if not sized:
+        # Nothing but zeros or NaN has no place on a log axis, and findings say so.
+        return []
     shown = dict(sorted(sized.items(), key=lambda item: -item[1])[:MOST_BARS]) if len(sized) > MOST_BARS else sized
     left_out = f" The {MOST_BARS} largest of {len(sized)}." if len(sized) > MOST_BARS else ""
     return [

@@ -136,8 +136,8 @@ def _curves(run: Run, names: list[str]) -> dict[str, numpy.ndarray]:
     found = {}
     for name in names:
         record = run.last("weights", "spectral_norm", name)
-        values = None if record is None else run.array(record)
-        if values is not None and len(values) >= LEAST_VALUES:
+        values = None if record is None else run.array(record, axes=1)
+        if values is not None and len(values) >= LEAST_VALUES and values[0] > 0:
             found[name] = values
     places = numpy.unique(numpy.linspace(0, max(0, len(found) - 1), MOST_CURVES).round().astype(int))
     return {name: found[name] for name in (list(found)[place] for place in places if place < len(found))}

@@ -13,7 +13,7 @@ from diagnostics import DiagnosticsError, Objective, ascent_sharpness
 from probes import AscentSharpness, Monitor, Run
 from probes.checkpoint.examine import _probes
 from probes.probe import Moment, Reading
-from reports.command_line import NAMED, PROBES
+from reports.arguments import NAMED, PROBES
 from tests.probes.toy import Toy, Watch
 
 

@@ -13,7 +13,7 @@ from diagnostics import DiagnosticsError, Objective, layer_ranks, token_similari
 from probes import FeatureRank, Monitor, Run
 from probes.checkpoint.examine import _probes
 from probes.probe import Moment
-from reports.command_line import NAMED
+from reports.arguments import NAMED
 from tests.probes.toy import Toy, Watch
 
 RANKS = ("srank", "effective_rank", "stable_rank", "participation_ratio", "approximate_rank", "spread")

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -208,6 +209,17 @@ def test_an_interrupt_is_code_130(checkpoint: Path, tmp_path: Path, capsys: pyte
     assert "interrupted" in capsys.readouterr().err
 
 
+def test_memory_that_runs_out_is_one_message(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def greedy(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("reports.diagnosing.diagnose", greedy)
+    assert main([str(checkpoint)]) == 3
+    assert capsys.readouterr().err.startswith("diagnose: memory ran out")
+
+
 def test_a_run_that_is_still_being_written_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -215,3 +227,65 @@ def test_a_run_that_is_still_being_written_can_be_read(tmp_path: Path, capsys: p
         monitor.log(loss=1.0)
         assert main([str(tmp_path / "run")]) == 0
     assert "no objective was given" in " ".join(capsys.readouterr().out.split())
+
+
+HOSTILE = "<img src=x onerror=alert(1)>'\"&"
+
+
+def test_hostile_names_are_shown_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A layer's name, a file's name and the command of the run, through every format."""
+    monkeypatch.setattr(sys, "argv", ["train.py", HOSTILE])
+    model = nn.ModuleDict({HOSTILE.replace(".", ""): nn.Linear(2, 1)})
+    folder = tmp_path / f"run {HOSTILE}"
+    with Monitor(model, torch.optim.SGD(model.parameters(), lr=0.1), out=folder) as monitor:
+        monitor.log(**{HOSTILE: 1.0})
+    path = tmp_path / f"{HOSTILE}.pt"
+    torch.save({HOSTILE: torch.tensor([[float("nan"), 1.0]])}, path)
+    for place, name in ((folder, "run"), (path, "checkpoint")):
+        files = {ending: tmp_path / f"{name}{ending}" for ending in (".html", ".md", ".xml", ".json")}
+        outputs = ["-o", str(files[".html"]), "--markdown", str(files[".md"]), "--junit", str(files[".xml"])]
+        main([str(place), *outputs, "--json", str(files[".json"])])
+        page = files[".html"].read_text(encoding="utf-8")
+        assert "&lt;img src=x" in page
+        assert "<img" not in page
+        assert "<img" not in files[".md"].read_text(encoding="utf-8").replace("\\<img", "")
+        assert ElementTree.parse(files[".xml"]).getroot().tag == "testsuites"
+        assert HOSTILE in json.loads(files[".json"].read_text(encoding="utf-8"))["title"]
+    assert "train.py &#39;&lt;img" in (tmp_path / "run.html").read_text(encoding="utf-8").replace("<wbr>", "")
+
+
+def test_a_name_cannot_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "\x1b[31mred\x07.pt"
+    path.write_bytes(b"no checkpoint at all")
+    assert main([str(path)]) == 2
+    assert main([str(path) + "gone"]) == 2
+    assert not {"\x1b", "\x07"} & set(capsys.readouterr().err)
+
+
+def test_several_paths_are_one_clear_usage_error(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(checkpoint), str(tmp_path)]) == 2
+    err = " ".join(capsys.readouterr().err.split())
+    assert "not compared yet" in err
+    assert "--json FILE" in err
+    assert main([str(checkpoint), str(tmp_path / "gone")]) == 2
+    assert "gone does not exist" in " ".join(capsys.readouterr().err.split())
+
+
+def test_stdout_belongs_to_one_format(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(checkpoint), "--json", "-", "--markdown", "-"]) == 2
+    assert capsys.readouterr().out == ""
+    assert main([str(checkpoint), "--markdown", "-"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("## ✓ OK: ")
+    assert out.endswith("\n")
+    assert "wrote" not in err
+
+
+def test_a_budget_does_not_go_with_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    RunWriter(tmp_path / "run", {"schema_version": 1}, None).close()
+    assert main([str(tmp_path / "run"), "--budget", "5m"]) == 2
+    assert "Monitor(..., budget=0.05)" in " ".join(capsys.readouterr().err.split())

@@ -14,7 +14,7 @@ from probes.run import Record, Run
 from reports.compose import compose
 from reports.finding import Finding
 from reports.render.canvas import drawn, report_style
-from reports.render.svg import to_svg
+from reports.render.svg import drawings
 from reports.spectrum import chapter as spectrum
 from reports.spectrum.charts import MOST_RIDGES, Ridge, Scale, scale_of
 
@@ -273,7 +273,7 @@ def test_every_figure_can_be_drawn_and_turned_into_a_page(checks: int) -> None:
     for figure in figures.values():
         assert figure.caption
         assert figure.alt
-        assert len(to_svg(figure)) < 400_000
+        assert len(drawings(figure)[0].svg) < 400_000
     assert len(figures["spectrum-density"].table.rows) == checks
     assert ("left out" in figures["spectrum-density"].caption) == (checks > MOST_RIDGES)
 

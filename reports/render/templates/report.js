@@ -37,12 +37,19 @@ class Plot {
     box.addEventListener("keydown", event => this.key(event));
   }
 
-  curves() {
-    return this.panels[this.panel].curves.filter(curve => !this.hidden.has(curve.name));
+  // Panels above each other that share their axis are read together.
+  group() {
+    const { x } = this.panels[this.panel];
+    return this.panels.filter(panel => ["scale", "from", "to"].every(name => panel.x[name] === x[name]));
+  }
+
+  curves(panel) {
+    return panel.curves.filter(curve => !this.hidden.has(curve.name));
   }
 
   positions() {
-    return [...new Set(this.curves().flatMap(curve => curve.x))].filter(x => x !== null).sort((a, b) => a - b);
+    const all = this.group().flatMap(panel => this.curves(panel).flatMap(curve => curve.x));
+    return [...new Set(all)].filter(x => x !== null).sort((a, b) => a - b);
   }
 
   point(event) {
@@ -78,19 +85,23 @@ class Plot {
   show(at) {
     if (at === undefined) return;
     this.at = at;
-    const { box, x, y } = this.panels[this.panel];
-    const across = place(x, at, box[0], box[2]);
     this.marks.replaceChildren();
-    if (across !== null) this.mark("line", { class: "cursor", x1: across, x2: across, y1: box[1], y2: box[3] });
-    const parts = this.curves().map(curve => {
-      const index = curve.x.indexOf(at);
-      const value = index < 0 ? undefined : curve.y[index];
-      const up = value === undefined ? null : place(y, value, box[3], box[1]);
-      if (across !== null && up !== null && up >= box[1] - 1 && up <= box[3] + 1) {
-        this.mark("circle", { class: "spot", cx: across, cy: up, r: 2.6 });
+    const parts = [];
+    for (const panel of this.group()) {
+      const { box, x, y } = panel;
+      const across = place(x, at, box[0], box[2]);
+      if (across !== null) this.mark("line", { class: "cursor", x1: across, x2: across, y1: box[1], y2: box[3] });
+      for (const curve of this.curves(panel)) {
+        const index = curve.x.indexOf(at);
+        if (index < 0) continue;
+        parts.push([curve.name, curve.y[index]]);
+        const up = place(y, curve.y[index], box[3], box[1]);
+        if (across !== null && up !== null && up >= box[1] - 1 && up <= box[3] + 1) {
+          this.mark("circle", { class: "spot", cx: across, cy: up, r: 2.6 });
+        }
       }
-      return [curve.name, value];
-    }).filter(([, value]) => value !== undefined);
+    }
+    const { x } = this.panels[this.panel];
     const line = [document.createTextNode(`${x.label || "x"} ${shown(at)}`)];
     for (const [name, value] of parts) {
       const bold = document.createElement("b");
@@ -144,8 +155,8 @@ function tend(figure) {
       [boxes[0].hidden, boxes[1].hidden] = [now, !now];
     });
   }
-  const names = [...new Set(plots[0].panels.flatMap(panel => panel.curves.map(curve => curve.name)))];
-  if (names.length < 2) return;
+  const crowded = plots[0].panels.filter(panel => panel.curves.length > 1);
+  const names = [...new Set(crowded.flatMap(panel => panel.curves.map(curve => curve.name)))];
   for (const name of names) {
     button(tools, name, true, now => {
       if (now) hidden.delete(name); else hidden.add(name);

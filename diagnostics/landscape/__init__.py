@@ -1,0 +1,1 @@
+"""The loss around the parameters: on lines and planes through them."""
