@@ -119,6 +119,15 @@ from diagnostics.tangent_kernel.modes import kernel_modes as kernel_modes
 from diagnostics.tangent_kernel.modes import residuals as residuals
 from diagnostics.tangent_kernel.ntk import ntk as ntk
 from diagnostics.tangent_kernel.variation import kernel_variation as kernel_variation
+from diagnostics.trajectory.barrier import LossBarrier as LossBarrier
+from diagnostics.trajectory.barrier import loss_barrier as loss_barrier
+from diagnostics.trajectory.matching import Matching as Matching
+from diagnostics.trajectory.matching import match_units as match_units
+from diagnostics.trajectory.path import TensorPath as TensorPath
+from diagnostics.trajectory.path import Trajectory as Trajectory
+from diagnostics.trajectory.path import weight_trajectory as weight_trajectory
+from diagnostics.trajectory.spectra import SpectralDrift as SpectralDrift
+from diagnostics.trajectory.spectra import spectral_drift as spectral_drift
 from diagnostics.units.activity import unit_activity as unit_activity
 from diagnostics.units.attention import AttentionHeads as AttentionHeads
 from diagnostics.units.attention import HeadAttention as HeadAttention

@@ -21,6 +21,7 @@ from reports.stability import (
     sharpness,
 )
 from reports.tangent_kernel import chapter as tangent_kernel
+from reports.trajectory import chapter as trajectory
 from reports.units import chapter as units
 from reports.weights import chapter as weights
 
@@ -44,6 +45,7 @@ CHAPTERS: dict[str, Callable[[Run], Chapter]] = {
     "plasticity": plasticity.read,
     "churn": churn.read,
     "tangent_kernel": tangent_kernel.read,
+    "trajectory": trajectory.read,
     "weights": weights.read,
     "training": training.read,
 }

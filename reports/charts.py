@@ -96,16 +96,25 @@ def _threshold(axes: Axes, edge: Edge, series: Sequence[Series]) -> None:
     )
 
 
-def stacked(canvas: Canvas, heights: Sequence[float]) -> list[Axes]:
+def stacked(canvas: Canvas, heights: Sequence[float], axis: str = "optimizer step") -> list[Axes]:
     """Panels above each other that share the steps; only the last is labelled."""
     grid = canvas.subplots(len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": list(heights)})
     panels = list(grid[:, 0])
-    panels[-1].set_xlabel("optimizer step")
+    panels[-1].set_xlabel(axis)
     return panels
 
 
-def heatmap(canvas: Canvas, names: Sequence[str], steps: Sequence[int], shares: numpy.ndarray, label: str) -> None:
-    """Shares between 0 and 1 by layer and step; the first layer on top.
+def heatmap(
+    canvas: Canvas,
+    names: Sequence[str],
+    steps: Sequence[int],
+    shares: numpy.ndarray,
+    label: str,
+    *,
+    highest: float = 1.0,
+    axis: str = "optimizer step",
+) -> None:
+    """Shares between 0 and 1, or what lies between 0 and ``highest``, by layer and step; the first layer on top.
 
     Where there are many steps, neighbours are merged by their maximum.
     """
@@ -114,12 +123,12 @@ def heatmap(canvas: Canvas, names: Sequence[str], steps: Sequence[int], shares: 
     starts = numpy.unique(numpy.linspace(0, len(steps) - 1, min(len(steps), MOST_COLUMNS)).round().astype(int))
     merged = numpy.fmax.reduceat(shares, starts, axis=1)
     steps = [steps[start] for start in starts]
-    mesh = axes.imshow(merged, cmap=shades, vmin=0.0, vmax=1.0, aspect="auto", interpolation="nearest")
+    mesh = axes.imshow(merged, cmap=shades, vmin=0.0, vmax=highest, aspect="auto", interpolation="nearest")
     axes.grid(False)
     axes.set_yticks(range(len(names)), [short(name) for name in names])
     ticks = numpy.unique(numpy.linspace(0, len(steps) - 1, min(7, len(steps))).round().astype(int))
     axes.set_xticks(ticks, [str(steps[tick]) for tick in ticks])
-    axes.set_xlabel("optimizer step")
+    axes.set_xlabel(axis)
     bar = canvas.colorbar(mesh, ax=axes, pad=0.02, shrink=0.9)
     bar.set_label(label)
     bar.outline.set_visible(False)

@@ -86,10 +86,10 @@ class Report:
         allow: Sequence[str] = (),
         only: Collection[str] | None = None,
     ) -> Report:
-        """A report on a checkpoint file.
+        """A report on a checkpoint.
 
         Args:
-            path: the file.
+            path: the file, or the folder.
             task: ``"file.py"``, ``"file.py:build"`` or ``"package.module:build"``: rebuilds the Objective from the
                 checkpoint, and so allows curvature, rates and units. Its code is run.
             trust: run the code that a pickle asks for. Only for files you would run as a program.
@@ -103,6 +103,37 @@ class Report:
 
         run = examine(Path(path), task=task, trust=trust, allow=allow, only=only)
         return cls(compose(run, str(path), only), run)
+
+    @classmethod
+    def from_checkpoints(
+        cls,
+        paths: Sequence[str | Path],
+        *,
+        task: str | None = None,
+        trust: bool = False,
+        allow: Sequence[str] = (),
+        only: Collection[str] | None = None,
+    ) -> Report:
+        """A report on several checkpoints of one run: the path between them, and the last as by itself.
+
+        They are ordered by the step they hold, else by the number in their names, else by the times of the files; the
+        report says by which.
+
+        Args:
+            paths: two or more files or folders, in any order.
+            task: as for ``from_checkpoint``; with one, also the loss of each, and along the line from the first to
+                the last.
+            trust: as for ``from_checkpoint``.
+            allow: as for ``from_checkpoint``.
+            only: chapters wanted; the path is ``"trajectory"``.
+
+        Raises:
+            DiagnosticsError: fewer than two, one that cannot be used, or some that are not of one model.
+        """
+        from probes.checkpoint.trajectory import follow
+
+        run = follow([Path(path) for path in paths], task=task, trust=trust, allow=allow, only=only)
+        return cls(compose(run, f"{len(paths)} checkpoints, last {run.header['last']}", only), run)
 
     @property
     def findings(self) -> tuple[Finding, ...]:

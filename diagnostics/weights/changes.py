@@ -106,14 +106,15 @@ def weight_changes(state_dicts: Sequence[Mapping[str, Any]]) -> WeightChanges:
 
 
 def _row(name: str, tensors: Sequence[Any]) -> TensorChange:
-    reason = _apart(tensors)
+    reason = apart(tensors)
     if reason:
         return TensorChange(name, None, Estimate(math.nan, math.nan, "exact", reason), reason)
     changed = sum(not _same(one, other) for one, other in pairwise(tensors))
     return TensorChange(name, changed, _relative(tensors[0], tensors[-1]))
 
 
-def _apart(tensors: Sequence[Any]) -> str:
+def apart(tensors: Sequence[Any]) -> str:
+    """Why tensors of one name cannot be compared; empty where they can."""
     if not all(isinstance(tensor, Tensor) for tensor in tensors):
         return "not in every checkpoint"
     if any(tensor.is_nested or tensor.is_meta or tensor.layout is not torch.strided for tensor in tensors):

@@ -62,17 +62,37 @@ def read_record(path: Path, member: zipfile.ZipInfo) -> bytes:
     Raises:
         CheckpointError: the record is not where the table of contents says.
     """
+    start = data_offset(path, member)
+    with path.open("rb") as file:
+        file.seek(start)
+        data = file.read(min(member.file_size, path.stat().st_size))
+    if len(data) == member.file_size:
+        return data
+    raise _not_there(path, member)
+
+
+def data_offset(path: Path, member: zipfile.ZipInfo) -> int:
+    """Return where in the file the bytes of a record begin.
+
+    Args:
+        path: the zip file.
+        member: the record, one of `members(path)`.
+
+    Raises:
+        CheckpointError: the record is not where the table of contents says.
+    """
     with path.open("rb") as file:
         file.seek(member.header_offset)
         header = file.read(_LOCAL_HEADER.size)
-        if len(header) == _LOCAL_HEADER.size:
-            magic, name_length, extra_length = _LOCAL_HEADER.unpack(header)
-            if magic == b"PK\x03\x04":
-                file.seek(name_length + extra_length, 1)
-                data = file.read(min(member.file_size, path.stat().st_size))
-                if len(data) == member.file_size:
-                    return data
-    raise CheckpointError(
+    if len(header) == _LOCAL_HEADER.size:
+        magic, name_length, extra_length = _LOCAL_HEADER.unpack(header)
+        if magic == b"PK\x03\x04":
+            return int(member.header_offset + _LOCAL_HEADER.size + name_length + extra_length)
+    raise _not_there(path, member)
+
+
+def _not_there(path: Path, member: zipfile.ZipInfo) -> CheckpointError:
+    return CheckpointError(
         f"{path.name} is a damaged torch.save archive",
         given=f"a table of contents that lists {listed((member.filename,))}, which is not there",
         expected="every record at its place",

@@ -94,19 +94,20 @@ def check_total(path: Path, claims: Iterable[StorageClaim]) -> None:
         )
 
 
-def check_expansion(path: Path, parameters: Mapping[str, Tensor]) -> None:
+def check_expansion(path: Path, size: int, parameters: Mapping[str, Tensor]) -> None:
     """Refuse tensors that unfold a few stored bytes into billions of elements by a stride of zero.
 
     An expanded tensor up to 1 GiB is harmless and let through: training code does save them.
 
     Args:
         path: the checkpoint, for the message.
+        size: its bytes.
         parameters: its tensors.
 
     Raises:
         CheckpointError: a tensor has far more elements than the file has bytes for.
     """
-    limit = max(path.stat().st_size, _HARMLESS_EXPANSION)
+    limit = max(size, _HARMLESS_EXPANSION)
     for name, tensor in parameters.items():
         if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_nested:
             continue

@@ -15,9 +15,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from probes.checkpoint.errors import CheckpointError, listed, printable
+from probes.checkpoint.formats import Format
 from probes.checkpoint.names import unwrapped
 from probes.checkpoint.progress import find_epoch, find_optimizer, find_step, is_optimizer
-from probes.checkpoint.sniff import Format
 
 _MODEL = (
     "model",
@@ -41,8 +41,9 @@ class Checkpoint:
     """An opened checkpoint.
 
     Attributes:
-        path: the file.
-        format: what kind of file it is.
+        path: the file or the folder.
+        format: what kind it is.
+        files: the file itself, or those of the folder that were opened.
         raw: everything that was loaded, as the user's `build(checkpoint)` is handed it.
         parameters: the model's tensors (parameters and buffers) by name, without wrapper prefixes.
         optimizer: the optimizer's state dict, with `state` and `param_groups`, when there is one.
@@ -53,6 +54,7 @@ class Checkpoint:
 
     path: Path
     format: Format
+    files: tuple[Path, ...]
     raw: Mapping[str, Any]
     parameters: Mapping[str, Tensor]
     optimizer: Mapping[str, Any] | None
@@ -60,8 +62,15 @@ class Checkpoint:
     epoch: int | None
     notes: tuple[str, ...]
 
+    @property
+    def size(self) -> int:
+        """Bytes in the files that were opened."""
+        return sum(file.stat().st_size for file in self.files)
 
-def find_contents(path: Path, format: Format, loaded: object, notes: tuple[str, ...] = ()) -> Checkpoint:
+
+def find_contents(
+    path: Path, format: Format, loaded: object, notes: tuple[str, ...] = (), files: tuple[Path, ...] = ()
+) -> Checkpoint:
     """Find the model, the optimizer, the step and the epoch in what was loaded.
 
     Args:
@@ -69,6 +78,7 @@ def find_contents(path: Path, format: Format, loaded: object, notes: tuple[str, 
         format: what kind of file that is.
         loaded: what torch or safetensors returned.
         notes: what is already known and worth saying.
+        files: those that were opened, if not that one.
 
     Raises:
         CheckpointError: there are no named tensors in it; the message says what there is.
@@ -97,6 +107,7 @@ def find_contents(path: Path, format: Format, loaded: object, notes: tuple[str, 
     return Checkpoint(
         path=path,
         format=format,
+        files=files or (path,),
         raw=raw,
         parameters=parameters,
         optimizer=optimizer,
@@ -150,7 +161,10 @@ def _as_model(value: object, seen: set[int]) -> _Model | None:
 
 def _own_tensors(mapping: Mapping[Any, Any]) -> _Model | None:
     tensors = {
-        name: value.detach() for name, value in mapping.items() if isinstance(name, str) and isinstance(value, Tensor)
+        # One that is nobody's leaf stays the same object: others may know it by that.
+        name: value.detach() if value.requires_grad else value
+        for name, value in mapping.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
     }
     if not tensors:
         return None

@@ -46,7 +46,7 @@ class Examination:
         self.step = checkpoint.step or 0
         self._checkpoint, self._header, self._allowance = checkpoint, _header(checkpoint, task), allowance
         self._progress, self._part = progress, part
-        self._pages = Pages(checkpoint.path)
+        self._pages = Pages(*checkpoint.files)
         self._records: list[Record] = []
         self._arrays: dict[tuple[str, str], numpy.ndarray] = {}
         self._done: set[str] = set()
@@ -162,12 +162,11 @@ def _optimizer_state(checkpoint: Checkpoint, pages: Pages, step: int) -> Iterabl
 
 
 def _header(checkpoint: Checkpoint, task: str | None) -> dict[str, Any]:
-    size = checkpoint.path.stat().st_size
     parameters: Mapping[str, Tensor] = checkpoint.parameters
     return {
         "schema_version": SCHEMA_VERSION,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "file": f"{checkpoint.path} ({size:,} bytes, {checkpoint.format.value})",
+        "file": f"{checkpoint.path} ({checkpoint.size:,} bytes, {checkpoint.format.value})",
         "versions": versions(),
         "task": task,
         "step": checkpoint.step,

@@ -12,6 +12,7 @@ from probes.batch_ladder import BatchLadder
 from probes.checkpoint.allowance import Allowance
 from probes.checkpoint.examination import PARTS, Examination, Progress
 from probes.checkpoint.load import load_checkpoint
+from probes.checkpoint.streamed import whole
 from probes.checkpoint.task import build_task
 from probes.gradient_alignment import GradientAlignment
 from probes.gradient_curvature import GradientCurvature
@@ -54,7 +55,7 @@ def examine(
     asked for by name: the spectrum costs twenty times the rest, and a gradient flow as much as training.
 
     Args:
-        path: the file.
+        path: the file or the folder.
         task: see ``build_task``; without one, only the tensors are surveyed.
         trust: see ``load_checkpoint``.
         allow: see ``load_checkpoint``.
@@ -83,7 +84,7 @@ def examine(
             progress("building the task")
             # A task that draws its data at random draws the same again, and nobody else's numbers are moved.
             with random_states(seed):
-                objective, optimizer = build_task(task, checkpoint.raw, device)
+                objective, optimizer = build_task(task, whole(checkpoint.raw), device)
             found.described(objective, optimizer)
             for probe in _probes(only, seed):
                 found.measured(probe, Moment(found.step, objective.model, optimizer, objective, random=seed))

@@ -14,8 +14,10 @@ import pickle
 import pickletools
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,15 @@ from torch import Tensor
 from probes.checkpoint.archive import read_record, records
 from probes.checkpoint.claims import check_expansion, check_records, check_total
 from probes.checkpoint.contents import Checkpoint, find_contents
+from probes.checkpoint.distributed import load_distributed
 from probes.checkpoint.errors import CheckpointError, UnsafeCheckpointError, listed, printable
+from probes.checkpoint.folder import load_folder
+from probes.checkpoint.formats import Format
 from probes.checkpoint.permission import imported, unsafe_names
+from probes.checkpoint.program import exported_weights, torchscript_weights
 from probes.checkpoint.scan import Name, scan_pickle
-from probes.checkpoint.sniff import Format, sniff
+from probes.checkpoint.sniff import sniff
+from probes.checkpoint.streamed import Sources, Streamed
 
 _STATE_DICT_ONLY = "save the model's state_dict() alone with torch.save"
 _TRUST = "for a file you made yourself, --trust (trust=True), which runs any code that is in the file"
@@ -37,20 +44,18 @@ _ALLOW = (
     "for names you know, --allow-global NAME (allow=[...]), which imports that one name and lets the file call it with "
     "arguments of its choice"
 )
-_PROGRAMS = {
-    Format.TORCHSCRIPT: "torch.save(torch.jit.load(path).state_dict(), 'weights.pt') in an environment that trusts it",
-    Format.EXPORTED: "torch.save(torch.export.load(path).state_dict, 'weights.pt') in an environment that trusts it",
-}
 
 
 def load_checkpoint(path: str | Path, *, trust: bool = False, allow: Sequence[str] = ()) -> Checkpoint:
     """Open a checkpoint on the CPU and find the model, the optimizer and the step in it.
 
-    Zip archives and safetensors files are memory mapped: their tensors are read when they are used, so the file must
-    not be overwritten while they are.
+    Zip archives and safetensors files are memory mapped, and the tensors of a distributed checkpoint read one at a
+    time: all are read when they are used, so the files must not be overwritten while they are. Of a program
+    (TorchScript, torch.export) the weights are read and nothing else.
 
     Args:
-        path: a file from torch.save, with or without zip, or a safetensors file, whatever it is called.
+        path: a file from torch.save, with or without zip, torch.jit.save, torch.export.save or safetensors, whatever
+            it is called; or a folder of Hugging Face, accelerate or torch.distributed.checkpoint.
         trust: let the file import and call what it wants (`weights_only=False`). Only for files you made yourself.
         allow: dotted names the file may import and call beside torch's own list; each is imported here. This does not
             help with a bare pickle, whose tensors cannot be built without full trust.
@@ -71,11 +76,45 @@ def load_checkpoint(path: str | Path, *, trust: bool = False, allow: Sequence[st
     with _one_clear_error(path), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         kind = sniff(path)
-        loaded = _map_safetensors(path) if kind is Format.SAFETENSORS else _load_pickle(path, kind, trust, allow)
-        notes = tuple(dict.fromkeys(f"torch warned: {printable(warning.message)}" for warning in caught))
-        checkpoint = find_contents(path, kind, loaded, notes)
-        check_expansion(path, checkpoint.parameters)
-    return checkpoint
+        loaded: Any
+        sources: Sources = {}
+        files: tuple[Path, ...] = (path,)
+        notes: list[str] = []
+        if kind is Format.DISTRIBUTED:
+            loaded, sources, files = load_distributed(path)
+        elif kind is Format.FOLDER:
+            contents = load_folder(path, lambda file: _load_file(file, sniff(file), trust, allow))
+            loaded, files, notes = contents.raw, contents.files, [*contents.notes]
+        else:
+            loaded = _load_file(path, kind, trust, allow)
+        notes += dict.fromkeys(f"torch warned: {printable(warning.message)}" for warning in caught)
+        checkpoint = find_contents(path, kind, loaded, tuple(notes), files)
+        check_expansion(path, checkpoint.size, checkpoint.parameters)
+    clear = {key: partial(_clearly, path, read) for key, read in sources.items()}
+    return _streamed(checkpoint, clear) if clear else checkpoint
+
+
+def _streamed(checkpoint: Checkpoint, sources: Sources) -> Checkpoint:
+    optimizer = checkpoint.optimizer
+    return replace(
+        checkpoint,
+        raw=Streamed(checkpoint.raw, sources),
+        parameters=Streamed(checkpoint.parameters, sources),
+        optimizer=None if optimizer is None else Streamed(optimizer, sources),
+    )
+
+
+def _clearly(path: Path, read: Callable[[], Tensor]) -> Tensor:
+    with _one_clear_error(path):
+        return read()
+
+
+def _load_file(path: Path, kind: Format, trust: bool, allow: Sequence[str]) -> Any:
+    if kind is Format.SAFETENSORS:
+        return _map_safetensors(path)
+    if kind is Format.TORCHSCRIPT:
+        return torchscript_weights(path)
+    return exported_weights(path) if kind is Format.EXPORTED else _load_pickle(path, kind, trust, allow)
 
 
 def _map_safetensors(path: Path) -> dict[str, Tensor]:
@@ -85,13 +124,6 @@ def _map_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _load_pickle(path: Path, kind: Format, trust: bool, allow: Sequence[str]) -> Any:
-    if kind in _PROGRAMS:
-        raise CheckpointError(
-            f"{path.name} is {kind}: a program, of which weights are a part",
-            given=str(kind),
-            expected="a file from torch.save or a .safetensors file",
-            attempt=_PROGRAMS[kind],
-        )
     if path.suffix == ".safetensors":
         # torch.load would hand the file to safetensors by its name alone.
         raise CheckpointError(

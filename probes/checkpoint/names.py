@@ -1,7 +1,7 @@
 """Parameter names without the marks that wrappers leave on them.
 
-DistributedDataParallel puts `module.` before every name. torch.compile, FSDP and activation checkpointing put a
-segment wherever a wrapped module stands. A name without them is the name in the user's model.
+DistributedDataParallel puts `module.` before every name, a LightningModule `model.`. torch.compile, FSDP and activation
+checkpointing put a segment wherever a wrapped module stands. A name without them is the name in the user's model.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+_PREFIXES = ("module.", "model.")
 _SEGMENTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 def unwrapped(parameters: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Take wrapper marks off the names.
 
-    `module.` is taken off only when every name carries it, since a model may well have an attribute `module`; the
-    other marks are no names a person chooses and go wherever they stand.
+    `module.` (DistributedDataParallel, DeepSpeed) and `model.` (a LightningModule around the model) are taken off only
+    when every name carries them, since a model may well have such an attribute; the other marks are no names a person
+    chooses and go wherever they stand.
 
     Args:
         parameters: tensors by the names in the checkpoint.
@@ -37,10 +39,10 @@ def unwrapped(parameters: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tupl
         if bare != names:
             notes.append(f"'{segment}.' taken off the names")
             names = bare
-    if names and all(name.startswith("module.") for name in names):
-        notes.append("'module.' taken off the names")
-        while all(name.startswith("module.") for name in names):
-            names = [name.removeprefix("module.") for name in names]
+    while prefix := next((one for one in _PREFIXES if names and all(name.startswith(one) for name in names)), ""):
+        note = f"'{prefix}' taken off the names"
+        notes += [] if note in notes else [note]
+        names = [name.removeprefix(prefix) for name in names]
     if len(set(names)) < len(names):
         return dict(parameters), ("names left as they are: without wrapper prefixes, two would be the same",)
     return dict(zip(names, parameters.values(), strict=True)), tuple(notes)

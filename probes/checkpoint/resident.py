@@ -22,10 +22,10 @@ _CHANGED = ("Anonymous:", "Swap:")
 
 
 class Pages:
-    """The pages of one file that this process has mapped and not changed; none elsewhere than on Linux.
+    """The pages of files that this process has mapped and not changed; none elsewhere than on Linux.
 
     Args:
-        path: the file.
+        paths: the files.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -36,8 +36,8 @@ class Pages:
     3000.0
     """
 
-    def __init__(self, path: Path) -> None:
-        self._ranges = tuple(_unchanged(path)) if sys.platform == "linux" else ()
+    def __init__(self, *paths: Path) -> None:
+        self._ranges = tuple(_unchanged({str(path.resolve()) for path in paths})) if sys.platform == "linux" else ()
 
     def let_go(self, tensor: Tensor) -> None:
         """Hand back the pages that lie wholly within a tensor's storage; one that is not mapped is left alone."""
@@ -50,8 +50,8 @@ class Pages:
             _advise(start, end - start, mmap.MADV_DONTNEED)
 
 
-def _unchanged(path: Path) -> Iterator[tuple[int, int]]:
-    """The addresses at which a file is mapped, with no page that was written to."""
+def _unchanged(names: set[str]) -> Iterator[tuple[int, int]]:
+    """The addresses at which files are mapped, with no page that was written to."""
     try:
         lines = _MAPPINGS.read_text(errors="replace").splitlines()
     except OSError:
@@ -63,7 +63,7 @@ def _unchanged(path: Path) -> Iterator[tuple[int, int]]:
             if found is not None:
                 yield found
             start, _, end = name.partition("-")
-            found = (int(start, 16), int(end, 16)) if rest[-1] == str(path.resolve()) else None
+            found = (int(start, 16), int(end, 16)) if rest[-1] in names else None
         elif name in _CHANGED and rest[0] != "0":
             found = None
 

@@ -23,6 +23,13 @@ class Signature(NamedTuple):
 
 SIGNATURES = (
     Signature(0, b"version https://git-lfs", "a Git LFS pointer, not the file it points to", "git lfs pull"),
+    Signature(
+        0,
+        b"sys_info\x00",
+        "a tar archive from torch.save before torch 0.1.10",
+        "torch.save(torch.load(path, weights_only=False), 'new.pt') in an environment that trusts it: torch reads tar "
+        "archives with trust only",
+    ),
     Signature(257, b"ustar", "a tar archive", _UNPACK),
     Signature(0, b"\x1f\x8b", "a gzip file", "gunzip it and pass the file inside"),
     Signature(0, b"BZh", "a bzip2 file", _UNPACK),

@@ -1,18 +1,20 @@
 """What a file is, decided from its first bytes and, for a zip, from its table of contents.
 
 Nothing is unpickled, imported or executed, so this is safe on any file. The file's name is not asked: a checkpoint
-called `model.bin` may be any of the formats below.
+called `model.bin` may be of any format. Of a folder it is the names of the files in it that tell.
 """
 
 from __future__ import annotations
 
 import mmap
+import os
 import stat
-from enum import StrEnum
 from pathlib import Path
 
 from probes.checkpoint.archive import members
 from probes.checkpoint.errors import CheckpointError, listed
+from probes.checkpoint.folder import is_index, sniff_folder
+from probes.checkpoint.formats import Format
 from probes.checkpoint.scan import scan_pickle
 from probes.checkpoint.signatures import foreign
 
@@ -25,29 +27,18 @@ _TEXT_PICKLE_STARTS = frozenset(b"(]}lcdiVSIFLNpgKMJUTX)")
 _SAFETENSORS_LONGEST_HEADER = 100_000_000  # the library's own limit
 
 
-class Format(StrEnum):
-    """The kinds of file that hold PyTorch weights, by the words a message uses for them."""
-
-    TORCH_ZIP = "a torch.save archive"
-    TORCH_LEGACY = "a torch.save stream from before torch 1.6"
-    PICKLE = "a bare pickle"
-    TORCHSCRIPT = "a TorchScript archive"
-    EXPORTED = "a torch.export archive"
-    SAFETENSORS = "a safetensors file"
-
-
 def sniff(path: Path) -> Format:
-    """Say which kind of checkpoint a file is, without executing anything in it.
+    """Say which kind of checkpoint a file or a folder is, without executing anything in it.
 
     Args:
-        path: the file.
+        path: the file or the folder.
 
     Returns:
         one of the formats that hold PyTorch weights.
 
     Raises:
-        CheckpointError: the file is missing, unreadable, empty, truncated, a folder, or something else; the message
-            says what it is.
+        CheckpointError: the file is missing, unreadable, empty, truncated, or something else; the message says what it
+            is.
 
     >>> import tempfile, torch
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +47,11 @@ def sniff(path: Path) -> Format:
     ...     sniff(path)
     <Format.TORCH_ZIP: 'a torch.save archive'>
     """
+    if os.path.isdir(path):
+        return sniff_folder(path)
     head, size = _first_bytes(path)
+    if is_index(path) and head.lstrip()[:1] == b"{":
+        return Format.FOLDER
     if head.startswith(_ZIP):
         return _sniff_zip(path)
     if any(magic in head[:64] for magic in _LEGACY_MAGIC):
@@ -78,14 +73,6 @@ def _first_bytes(path: Path) -> tuple[bytes, int]:
     expected = "a file from torch.save or a .safetensors file"
     try:
         status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise CheckpointError(
-                f"{path} is a folder",
-                given="a folder",
-                expected=expected,
-                attempt="pass the weights file inside it, or a run folder to `diagnose`; "
-                "a sharded checkpoint has to be merged first",
-            )
         # Opening a pipe waits for a writer, perhaps for ever.
         if not stat.S_ISREG(status.st_mode):
             raise CheckpointError(f"{path} is not a regular file", given="a device, pipe or socket", expected=expected)
@@ -110,6 +97,13 @@ def _first_bytes(path: Path) -> tuple[bytes, int]:
 
 
 def _sniff_zip(path: Path) -> Format:
+    if path.suffix == ".distcp":
+        raise CheckpointError(
+            f"{path.name} is a part of a distributed checkpoint",
+            given="the file of one rank",
+            expected="the folder, with the files of every rank and .metadata",
+            attempt=f"pass {path.parent}",
+        )
     names = tuple(entry.filename for entry in members(path))
     inside = {name.partition("/")[2] for name in names}
     if "constants.pkl" in inside:

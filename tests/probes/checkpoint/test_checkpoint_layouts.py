@@ -83,7 +83,8 @@ def test_a_lightning_checkpoint(tmp_path, model, optimizer):
         "lr_schedulers": [{"last_epoch": 1}],
     }
     checkpoint = _round_trip(tmp_path, content)
-    assert set(checkpoint.parameters) == {f"model.{name}" for name in model.state_dict()}
+    assert _same(checkpoint, model)
+    assert "'model.' taken off the names" in checkpoint.notes
     assert (checkpoint.step, checkpoint.epoch) == (40, 1)
     assert checkpoint.optimizer["state"].keys() == optimizer.state_dict()["state"].keys()
     assert any("optimizer_states[1]" in note for note in checkpoint.notes)
@@ -125,6 +126,9 @@ def test_what_is_no_count_is_not_taken_for_the_step(tmp_path, value):
         (["module.a", "module.b.c"], ["a", "b.c"]),
         (["module.module.a"], ["a"]),
         (["module.a", "b"], ["module.a", "b"]),
+        (["model.a", "model.b"], ["a", "b"]),
+        (["model.a", "head.b"], ["model.a", "head.b"]),
+        (["module.model.module.a"], ["a"]),
         (["_orig_mod.a", "_orig_mod.b"], ["a", "b"]),
         (["blocks.0._orig_mod.a", "b"], ["blocks.0.a", "b"]),
         (["module._orig_mod.a"], ["a"]),

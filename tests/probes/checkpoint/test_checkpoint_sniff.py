@@ -5,8 +5,8 @@ import io
 import os
 import pickle
 import tarfile
-import warnings
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +25,11 @@ def _numpy(save, array) -> bytes:
     return stream.getvalue()
 
 
-def _tar(path: Path) -> None:
+def _tar(*names_and_path) -> None:
+    *names, path = names_and_path
     with tarfile.open(path, "w") as archive:
-        archive.addfile(tarfile.TarInfo("pickle"), io.BytesIO(b""))
+        for name in names or ["pickle"]:
+            archive.addfile(tarfile.TarInfo(name), io.BytesIO(b""))
 
 
 def _zip(path: Path, *names: str) -> None:
@@ -49,6 +51,7 @@ FOREIGN = {
     "a numpy .npz archive": lambda path: path.write_bytes(_numpy(np.savez, np.ones(3))),
     "a gzip file": lambda path: path.write_bytes(gzip.compress(b"weights")),
     "a tar archive": _tar,
+    "a tar archive from torch.save before torch 0.1.10": partial(_tar, "sys_info", "pickle", "tensors", "storages"),
     "an ONNX model": lambda path: path.write_bytes(b"\x08\x08\x12\x07pytorch\x1a\x052.1.0"),
     "a zip archive, but not one from torch.save": lambda path: _zip(path, "a.txt", "b/c.txt"),
     "a Keras archive": lambda path: _zip(path, "config.json", "model.weights.h5"),
@@ -92,21 +95,6 @@ def test_another_file_is_called_by_its_name(tmp_path, what):
         load_checkpoint(path)
     assert "last.pt" in str(caught.value)
     assert "expected: " in str(caught.value)
-
-
-def test_a_program_is_recognised_and_not_run(tmp_path):
-    """TorchScript and torch.export archives hold code beside weights; even `trust` does not open them."""
-    model = torch.nn.Linear(2, 2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.jit.save(torch.jit.script(model), tmp_path / "script.pt")
-        torch.export.save(torch.export.export(model, (torch.ones(1, 2),)), tmp_path / "program.pt2")
-    assert sniff(tmp_path / "script.pt") is Format.TORCHSCRIPT
-    assert sniff(tmp_path / "program.pt2") is Format.EXPORTED
-    with pytest.raises(CheckpointError, match=r"torch\.jit\.load"):
-        load_checkpoint(tmp_path / "script.pt", trust=True)
-    with pytest.raises(CheckpointError, match=r"torch\.export\.load"):
-        load_checkpoint(tmp_path / "program.pt2", trust=True)
 
 
 def test_a_path_that_is_no_readable_file_is_one_clear_error(tmp_path, monkeypatch):
