@@ -13,7 +13,7 @@ NAMED = (
     *("noise_scale", "gradient_alignment", "opposing", "attention", "ranks", "plasticity", "tangent_kernel"),
     "landscape",
 )
-PROBES = ("sharpness", "learning_rate", "units", "weights", *NAMED)
+PROBES = ("sharpness", "learning_rate", "units", "weights", "trajectory", *NAMED)
 
 ENDINGS = (".html", ".pdf", ".json", ".md")
 """A report's formats, each told by the file's ending."""
@@ -26,6 +26,8 @@ _EPILOG = """\
 diagnose runs/a                       report on a run that a Monitor wrote
 diagnose checkpoint.pt                what the bytes say: finite, sizes, spectra, step
 diagnose checkpoint.pt --task task.py curvature, stability, rates and units too
+diagnose runs/a runs/b                two or more runs held against each other
+diagnose step1.pt step2.pt step3.pt   the path between checkpoints of one run
 diagnose demo                         train on embedded data with probes, then report
 diagnose explain NAME                 what a measure, a number or a finding means
 diagnose doctor                       what works on this machine
@@ -62,7 +64,9 @@ def main_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
-    parser.add_argument("paths", metavar="PATH", nargs="+", help="a run folder, or a checkpoint; or a command's name")
+    parser.add_argument(
+        "paths", metavar="PATH", nargs="+", help="a run folder or a checkpoint, or several; or a command's name"
+    )
     parser.add_argument(
         "--task", metavar="FILE.py[:build]", help="rebuilds the objective from the checkpoint; its code is run"
     )

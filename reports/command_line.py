@@ -82,13 +82,6 @@ def _diagnose(arguments: list[str]) -> int:
         if not os.path.lexists(path):
             say(f"{path} does not exist; expected: a run folder or a checkpoint; try: diagnose demo")
             return USAGE
-    if len(options.paths) > 1:
-        names = " and ".join(options.paths) if len(options.paths) == 2 else f"{len(options.paths)} paths"
-        say(
-            f"several paths at once are not compared yet; given: {names}; expected: one run folder or one checkpoint; "
-            "try: diagnose each by itself with --json FILE, and compare the files"
-        )
-        return USAGE
 
     from reports.diagnosing import diagnose, not_taken
 

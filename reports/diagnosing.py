@@ -1,4 +1,4 @@
-"""What ``diagnose PATH`` does: finds out what the path is, measures with a progress bar, and reports."""
+"""What ``diagnose PATH`` does: finds out what the paths are, measures with a progress bar, and reports."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from diagnostics import DiagnosticsError
 from probes.checkpoint.examine import examine, stages
+from probes.checkpoint.trajectory import follow
 from probes.run import Run
 from probes.run.reader import HEADER
 from reports.compose import compose
@@ -16,29 +17,24 @@ from reports.report import Report
 
 
 def diagnose(options: argparse.Namespace, only: Collection[str] | None) -> Report:
-    """A report on a run folder or a checkpoint.
+    """A report on a run or a checkpoint; of several runs a comparison, of several checkpoints the path between them.
 
     Raises:
-        DiagnosticsError: the path is neither, or options do not go with it.
+        DiagnosticsError: a path is neither, they are of both kinds, or options do not go with them.
     """
-    [given] = options.paths
-    path = Path(given)
-    if path.is_dir():
-        if not (path / HEADER).exists():
-            raise DiagnosticsError(
-                f"{path} is a folder without {HEADER}",
-                expected="a run folder that a Monitor wrote, or a checkpoint file",
-                attempt=_inside(path),
-            )
-        if options.task:
-            raise DiagnosticsError("--task goes with a checkpoint", given=f"the run folder {path}")
-        if options.budget is not None:
-            raise DiagnosticsError(
-                "--budget bounds what is measured on a checkpoint",
-                given=f"the run folder {path}, which was measured while it was trained",
-                attempt="Monitor(..., budget=0.05) for the next run",
-            )
-        return Report.from_run(path, only=only)
+    paths = [Path(given) for given in options.paths]
+    runs = [path for path in paths if (path / HEADER).exists()]
+    if runs:
+        _require_runs(options, paths, runs)
+        return Report.from_run(runs[0], only=only) if len(runs) == 1 else Report.from_runs(*runs, only=only)
+    if len(paths) > 1:
+        return _path(options, paths, only)
+    [path] = paths
+    _require_checkpoint(path)
+    if "trajectory" in (only or ()):
+        raise DiagnosticsError(
+            "one checkpoint is no path", given=str(path), expected="two or more checkpoints of one run"
+        )
     with progress(stages(options.task, only), "opening the file") as bar:
         run = examine(
             path,
@@ -56,6 +52,67 @@ def diagnose(options: argparse.Namespace, only: Collection[str] | None) -> Repor
     return Report(compose(run, str(path), only), run)
 
 
+def _path(options: argparse.Namespace, paths: list[Path], only: Collection[str] | None) -> Report:
+    """Several checkpoints."""
+    if options.budget is not None:
+        raise DiagnosticsError(
+            "--budget bounds what is measured on one checkpoint",
+            given=f"{len(paths)} checkpoints",
+            attempt="--probes trajectory for the path alone",
+        )
+    work = {"opening the files": 1, **stages(options.task, only), "the loss along the path": len(paths)}
+    with progress({**work, "following the weights": 1}, "opening the files") as bar:
+        run = follow(
+            paths,
+            task=options.task,
+            trust=options.trust,
+            allow=options.allow_global,
+            only=only,
+            device=options.device,
+            progress=bar.stage,
+        )
+    return Report(compose(run, f"{len(paths)} checkpoints, last {run.header['last']}", only), run)
+
+
+def _require_runs(options: argparse.Namespace, paths: list[Path], runs: list[Path]) -> None:
+    """Refuse what does not go with runs.
+
+    Raises:
+        DiagnosticsError: a checkpoint among them, or options for one.
+    """
+    other = next((path for path in paths if path not in runs), None)
+    if other is not None:
+        raise DiagnosticsError(
+            "runs and checkpoints are not compared with each other",
+            given=f"the run {runs[0]} and {other}",
+            expected=f"run folders, each with {HEADER}, or checkpoints of one run",
+            attempt="each kind by itself",
+        )
+    if options.task:
+        raise DiagnosticsError("--task goes with a checkpoint", given=f"the run folder {runs[0]}")
+    if options.budget is not None:
+        raise DiagnosticsError(
+            "--budget bounds what is measured on a checkpoint",
+            given=f"the run folder {runs[0]}, which was measured while it was trained",
+            attempt="Monitor(..., budget=0.05) for the next run",
+        )
+
+
+def _require_checkpoint(path: Path) -> None:
+    """Refuse a folder that holds runs.
+
+    Raises:
+        DiagnosticsError: it does.
+    """
+    inside = sorted(str(header.parent) for header in path.glob(f"*/{HEADER}"))[:3] if path.is_dir() else []
+    if inside:
+        raise DiagnosticsError(
+            f"{path} is a folder without {HEADER}",
+            expected="a run folder that a Monitor wrote, or a checkpoint",
+            attempt="one of the runs inside: " + ", ".join(inside),
+        )
+
+
 def not_taken(run: Run, only: Collection[str] | None) -> str:
     """What was asked for and could not be measured, in words; empty when nothing was.
 
@@ -68,13 +125,3 @@ def not_taken(run: Run, only: Collection[str] | None) -> str:
         if not any(record.status == "ok" for record in of_probe):
             failed.setdefault(name, str(of_probe[-1].note) if of_probe else "there is no such measurement")
     return "; ".join(f"{name}: {reason.splitlines()[0][:200]}" for name, reason in sorted(failed.items()))
-
-
-def _inside(folder: Path) -> str:
-    runs = sorted(str(header.parent) for header in folder.glob(f"*/{HEADER}"))[:3]
-    if runs:
-        return "one of the runs inside: " + ", ".join(runs)
-    files = sorted(str(file) for file in folder.iterdir() if file.suffix in (".pt", ".pth", ".ckpt", ".safetensors"))[
-        :3
-    ]
-    return "one of the files inside: " + ", ".join(files) if files else "diagnose demo"

@@ -14,6 +14,7 @@ import torch
 from runs import run_of
 from torch import nn
 
+from diagnostics import Objective
 from probes import Monitor
 from probes.run.writer import RunWriter
 from reports.command_line import main
@@ -264,15 +265,38 @@ def test_a_name_cannot_steer_the_terminal(tmp_path: Path, capsys: pytest.Capture
     assert not {"\x1b", "\x07"} & set(capsys.readouterr().err)
 
 
-def test_several_paths_are_one_clear_usage_error(
+def test_several_runs_are_compared_and_several_checkpoints_are_a_path(
     tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(checkpoint), str(tmp_path)]) == 2
-    err = " ".join(capsys.readouterr().err.split())
-    assert "not compared yet" in err
-    assert "--json FILE" in err
-    assert main([str(checkpoint), str(tmp_path / "gone")]) == 2
-    assert "gone does not exist" in " ".join(capsys.readouterr().err.split())
+    for place, rate in enumerate((0.02, 0.1)):
+        model, data = nn.Linear(3, 1), (torch.randn(20, 3), torch.randn(20, 1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+        objective = Objective(model, nn.MSELoss(), data)
+        with Monitor(model, optimizer, objective, out=tmp_path / f"run{place}", every=5, budget=None) as monitor:
+            for _ in range(10):
+                optimizer.zero_grad()
+                loss = nn.functional.mse_loss(model(data[0]), data[1])
+                loss.backward()
+                optimizer.step()
+                monitor.log(loss=loss.item())
+        torch.save({"model": model.state_dict(), "step": 10 * place}, tmp_path / f"step{place}.pt")
+    runs, files = ([str(tmp_path / name) for name in names] for names in (("run0", "run1"), ("step0.pt", "step1.pt")))
+    assert main([*runs, "--fail-on", "never", "--json", str(tmp_path / "both.json")]) == 0
+    found = json.loads((tmp_path / "both.json").read_text())
+    assert {"run0", "run1"} <= set(str(found).replace("/", " ").replace("'", " ").split())
+    assert main([*files, "--fail-on", "never", "--probes", "trajectory", "--json", str(tmp_path / "path.json")]) == 0
+    found = json.loads((tmp_path / "path.json").read_text())
+    assert any(finding["id"].startswith("trajectory/") for finding in found["findings"])
+    capsys.readouterr()
+    for given, words in (
+        ([runs[0], files[0]], "not compared with each other"),
+        ([*runs, "--task", "task.py"], "--task goes with a checkpoint"),
+        ([*files, "--budget", "5m"], "one checkpoint"),
+        ([files[0], "--probes", "trajectory"], "one checkpoint is no path"),
+        ([runs[0], str(tmp_path / "gone")], "gone does not exist"),
+    ):
+        assert main(given) == 2
+        assert words in " ".join(capsys.readouterr().err.split())
 
 
 def test_stdout_belongs_to_one_format(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
