@@ -104,7 +104,7 @@ def test_units_are_channels_after_convolutions_and_features_after_linear_layers(
     """Sizes differ on every axis, so the wrong one would show."""
     with torch.no_grad():
         (layer.weight[:, :2] if isinstance(layer, nn.ConvTranspose2d) else layer.weight[:2]).zero_()
-        layer.bias.copy_(torch.tensor([-1.0, -1.0, 0.0, 0.0, 0.0, 0.0]))
+        layer.bias.copy_(torch.tensor([-1.0, -1.0, 5.0, 5.0, 5.0, 5.0]))
     (row,) = unit_activity(nn.Sequential(layer, nn.ReLU()), torch.randn(shape)).rows
     assert (row.units, row.samples, row.dead) == (6, samples, 2)
 

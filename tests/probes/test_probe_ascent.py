@@ -69,7 +69,9 @@ def test_on_a_checkpoint_what_lies_around_the_edge_is_measured_when_named_alone(
         assert name not in by_default
         assert [probe.name for probe in _probes([name])] == [name]
     # What weights say by themselves is read from the file, without a probe.
-    assert {probe.name for probe in _probes(PROBES)} == set(PROBES) - {"weights"} == by_default | set(NAMED)
+    assert (
+        {probe.name for probe in _probes(PROBES)} == set(PROBES) - {"weights", "trajectory"} == by_default | set(NAMED)
+    )
 
 
 @pytest.mark.parametrize("rho", [0.0, -0.1, math.nan, math.inf, "small", True])
