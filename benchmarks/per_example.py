@@ -22,7 +22,7 @@ from diagnostics import per_example_gradient_norms
 
 NETWORKS = ("MLP", "CNN", "GroupNorm CNN", "transformer")
 TIME_AIM = 1.35
-SECONDS, ROUNDS = 40, 60
+SECONDS, ROUNDS = 25, 60
 HEAVY = 10
 """Gradients: who takes longer has its turn once, and the others have theirs."""
 
