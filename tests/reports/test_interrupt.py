@@ -39,7 +39,13 @@ def build(checkpoint):
     x = torch.randn(32, 3)
     return Objective(model, nn.MSELoss(), (x, x.sum(1, keepdim=True))), optimizer
 """
-PROGRAM = "import sys; from reports.command_line import main; sys.exit(main(sys.argv[1:]))"
+# A process started in the background of a script inherits that Ctrl-C is ignored; at a terminal it is not.
+PROGRAM = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from reports.command_line import main
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 @pytest.fixture
@@ -70,7 +76,10 @@ def test_ctrl_c_keeps_what_was_measured_and_still_writes_the_report(tmp_path: Pa
     while not (calls.exists() and calls.stat().st_size > 5) and process.poll() is None and time.monotonic() < patience:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    try:
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "interrupted while measuring" in " ".join(err.split())
