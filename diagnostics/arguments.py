@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from diagnostics.curvature.operators import Hessian
@@ -68,6 +68,25 @@ def require_objective(objective: Any) -> None:
             given=type(objective).__name__,
             expected="a model with its loss and batches",
             attempt="Objective(model, loss, batches)",
+        )
+
+
+def require_state_dicts(state_dicts: Any, what: str) -> None:
+    """Refuse what is not two or more checkpoints.
+
+    Args:
+        state_dicts: what was given.
+        what: the start of the message.
+
+    Raises:
+        DiagnosticsError: fewer, or something else than mappings.
+    """
+    several = isinstance(state_dicts, Sequence)
+    if not (several and len(state_dicts) > 1 and all(isinstance(one, Mapping) for one in state_dicts)):
+        raise DiagnosticsError(
+            what,
+            given=f"{len(state_dicts)} of them" if several else type(state_dicts).__name__,
+            expected="a list of two or more mappings from names to tensors, in the order of training",
         )
 
 

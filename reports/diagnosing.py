@@ -69,6 +69,7 @@ def _path(options: argparse.Namespace, paths: list[Path], only: Collection[str] 
             allow=options.allow_global,
             only=only,
             device=options.device,
+            seed=options.seed,
             progress=bar.stage,
         )
     return Report(compose(run, f"{len(paths)} checkpoints, last {run.header['last']}", only), run)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diagnostics.arguments import require_state_dicts
 from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, exact
 from diagnostics.weights.blocks import as_matrix, pieces
@@ -102,16 +103,7 @@ def weight_trajectory(
         >>> [round(float(cosine), 6) for cosine in path.cosines], round(float(path.explained[0]), 6)
         ([1.0, 1.0], 1.0)
     """
-    if (
-        not isinstance(state_dicts, Sequence)
-        or len(state_dicts) < 2
-        or not all(isinstance(one, Mapping) for one in state_dicts)
-    ):
-        raise DiagnosticsError(
-            "state_dicts are no trajectory",
-            given=f"{len(state_dicts)} of them" if isinstance(state_dicts, Sequence) else type(state_dicts).__name__,
-            expected="a list of two or more mappings from names to tensors, in the order of training",
-        )
+    require_state_dicts(state_dicts, "state_dicts are no trajectory")
     count = len(state_dicts)
     gram = torch.zeros(count - 1, count - 1, dtype=torch.float64)
     squares = torch.zeros(count, dtype=torch.float64)

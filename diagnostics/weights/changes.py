@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from diagnostics.errors import DiagnosticsError
+from diagnostics.arguments import require_state_dicts
 from diagnostics.estimate import Estimate, exact
 from diagnostics.weights.blocks import as_matrix, pieces
 
@@ -89,16 +89,7 @@ def weight_changes(state_dicts: Sequence[Mapping[str, Any]]) -> WeightChanges:
         >>> [(row.name, row.unchanged, str(row.relative)) for row in weight_changes([before, after]).rows]
         [('0.weight', True, '0'), ('1.weight', False, '0.5')]
     """
-    if (
-        not isinstance(state_dicts, Sequence)
-        or len(state_dicts) < 2
-        or not all(isinstance(one, Mapping) for one in state_dicts)
-    ):
-        raise DiagnosticsError(
-            "state_dicts cannot be compared",
-            given=f"{len(state_dicts)} of them" if isinstance(state_dicts, Sequence) else type(state_dicts).__name__,
-            expected="a list of two or more mappings from names to tensors",
-        )
+    require_state_dicts(state_dicts, "state_dicts cannot be compared")
     names = [name for name, tensor in state_dicts[0].items() if isinstance(tensor, Tensor)]
     with torch.inference_mode(False), torch.no_grad():
         rows = [_row(name, [one.get(name) for one in state_dicts]) for name in names]

@@ -51,6 +51,7 @@ def follow(
     allow: Sequence[str] = (),
     only: Collection[str] | None = None,
     device: str | None = None,
+    seed: int = 0,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Run:
     """Open several checkpoints of one run and measure the path between them, and the last of them as by itself.
@@ -62,6 +63,7 @@ def follow(
         allow: see ``load_checkpoint``.
         only: probes wanted, by name, this one being ``"trajectory"``; None for all.
         device: see ``build_task``.
+        seed: see ``examine``; the task draws the same for every checkpoint.
         progress: told what is being done, before each stage.
 
     Raises:
@@ -75,7 +77,9 @@ def follow(
     order = in_order([load_checkpoint(path, trust=trust, allow=allow) for path in paths])
     last = order.checkpoints[-1]
     others = None if only is None else [name for name in only if name != PROBE]
-    run = examine(last.path, task=task, trust=trust, allow=allow, only=others, device=device, progress=progress)
+    run = examine(
+        last.path, task=task, trust=trust, allow=allow, only=others, device=device, seed=seed, progress=progress
+    )
     arrays = {(one.probe, array_key(one)): found for one in run.records if (found := run.array(one)) is not None}
     records = [_moved(record, order.steps[-1]) for record in run.records]
     if only is None or PROBE in only:
@@ -83,7 +87,7 @@ def follow(
         trained: set[str] | None = None
         if task is not None:
             progress("the loss along the path")
-            objectives = _objectives(order, task, device)
+            objectives = _objectives(order, task, device, seed)
             trained = {name for name, one in objectives[-1].model.named_parameters() if one.requires_grad}
             told += _losses(order, objectives)
             told += _line(order.steps[-1], objectives[0], objectives[-1])
@@ -161,11 +165,11 @@ def _changes(last: int, states: Sequence[Mapping[str, Tensor]], compared: set[st
             yield last, Reading("changed_in", float(row.changed), row.name, note=note)
 
 
-def _objectives(order: Order, task: str, device: str | None) -> list[Objective]:
+def _objectives(order: Order, task: str, device: str | None, seed: int) -> list[Objective]:
     # One for each: a task may build its model as it likes. One that draws its data at random draws the same for all.
     objectives = []
     for checkpoint in order.checkpoints:
-        with random_states(0):
+        with random_states(seed):
             objectives.append(build_task(task, whole(checkpoint.raw), device)[0])
     return objectives
 

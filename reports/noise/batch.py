@@ -75,7 +75,7 @@ def _finding(run: Run, source: _Source) -> list[Finding]:
     known = first.values[numpy.isfinite(first.values)]
     if len(known) > 1:
         claim += f", {'up' if last.value > known[0] else 'down'} from {known[0]:.3g}"
-    gone = next((one for one in run.of(source.probe) if _lost(one, source.probe, last.step)), None)
+    gone = next((one for one in run.of(source.probe, "simple") if _lost(one, last.step)), None)
     if gone is not None:
         claim += f"; from step {gone.step} on it is not to be told"
     used = run.last(source.probe, "batch_size")
@@ -104,10 +104,9 @@ _SINCE = (
 )
 
 
-def _lost(record: Record, probe: str, step: int) -> bool:
+def _lost(record: Record, step: int) -> bool:
     """Whether a check after this step could not tell signal from noise."""
-    of_all = (record.probe, record.name, record.layer) == (probe, "simple", None)
-    return of_all and record.status == "skipped" and record.step > step
+    return record.layer is None and record.status == "skipped" and record.step > step
 
 
 def _reason(run: Run, probe: str) -> str | None:

@@ -132,6 +132,20 @@ def test_a_seed_repeats_what_a_task_draws(tmp_path: Path, checkpoint: Path, caps
     assert torch.equal(torch.get_rng_state(), state), "nobody else's numbers are moved"
 
 
+def test_a_seed_is_that_of_a_path_too(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(1)
+    later = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Identity(), nn.Linear(8, 1)).state_dict()
+    torch.save({"model": later, "step": 9}, tmp_path / "later.pt")
+    task, files = slow_task(tmp_path, seconds=0.0), [str(checkpoint), str(tmp_path / "later.pt")]
+
+    def losses(seed: str) -> list[object]:
+        main([*files, "--task", task, "--probes", "trajectory", "--seed", seed, "--json", "-", "--fail-on", "never"])
+        figures = json.loads(capsys.readouterr().out)["figures"]
+        return [figure["table"]["rows"] for figure in figures if "loss" in str(figure["table"]["columns"])]
+
+    assert losses("1") == losses("1") != losses("2")
+
+
 @pytest.mark.parametrize("budget", ["0", "-1", "5 m", "m", "1e3", "nan", "inf", "5d", ""])
 def test_no_length_of_time_is_a_usage_error(budget: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(checkpoint), f"--budget={budget}"]) == 2
