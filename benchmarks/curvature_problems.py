@@ -1,10 +1,11 @@
-"""The three networks that curvature is timed on, a little trained, in float32."""
+"""The networks that measures are timed on, a little trained, in float32."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -81,10 +82,10 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """An encoder language model: tokens (B, T) to logits (B·T, vocabulary)."""
 
-    def __init__(self, vocabulary: int = 512, length: int = 64, width: int = 128, heads: int = 4) -> None:
+    def __init__(self, length: int = 64, width: int = 128, depth: int = 2, vocabulary: int = 512) -> None:
         super().__init__()
         self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
-        self.blocks = nn.Sequential(Block(width, heads), Block(width, heads))
+        self.blocks = nn.Sequential(*(Block(width, 4) for _ in range(depth)))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -105,6 +106,16 @@ def _grouped_cnn() -> nn.Module:
         nn.Conv2d(16, 32, 3, padding=1, stride=2), nn.GroupNorm(8, 32), nn.GELU(),
         nn.Conv2d(32, 64, 3, padding=1, stride=2), nn.GroupNorm(8, 64), nn.GELU(),
         nn.AvgPool2d(2), nn.Flatten(), nn.Linear(64 * 16, 10),
+    )  # fmt: skip
+
+
+def _wide_grouped_cnn() -> nn.Module:
+    def stage(channels: int, wider: int, stride: int) -> list[nn.Module]:
+        return [nn.Conv2d(channels, wider, 3, padding=1, stride=stride), nn.GroupNorm(8, wider), nn.GELU()]
+
+    return nn.Sequential(
+        *stage(3, 32, 1), *stage(32, 32, 1), *stage(32, 64, 2), *stage(64, 64, 1), *stage(64, 128, 2),
+        *stage(128, 128, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10),
     )  # fmt: skip
 
 
@@ -129,21 +140,27 @@ def _clusters(*shape: int) -> Callable[[int], Batch]:
     return draw
 
 
-def _sentences(count: int) -> Batch:
+def _sentences(length: int) -> Callable[[int], Batch]:
     """Tokens that are common and rare, each to be followed by its successor or by noise."""
-    tokens = (512 * torch.rand(count, 64).square()).long()
-    noise = torch.randint(512, tokens.shape)
-    return tokens, torch.where(torch.rand(tokens.shape) < 0.2, noise, (tokens + 1) % 512).flatten()
+
+    def draw(count: int) -> Batch:
+        tokens = (512 * torch.rand(count, length).square()).long()
+        noise = torch.randint(512, tokens.shape)
+        return tokens, torch.where(torch.rand(tokens.shape) < 0.2, noise, (tokens + 1) % 512).flatten()
+
+    return draw
 
 
 def problem(name: str, device: str, batches: int = 8) -> Problem:
-    """One of ``NAMES`` or "GroupNorm CNN", after thirty steps of Adam: at first the spectrum has no outliers."""
+    """A network by name, after thirty steps of Adam: at first the spectrum has no outliers."""
     torch.manual_seed(0)
     model, draw, size = {
         "MLP": (_mlp, _clusters(784), 512),
         "CNN": (_cnn, _clusters(3, 32, 32), 64),
         "GroupNorm CNN": (_grouped_cnn, _clusters(3, 32, 32), 64),
-        "transformer": (Transformer, _sentences, 16),
+        "wide GroupNorm CNN": (_wide_grouped_cnn, _clusters(3, 32, 32), 64),
+        "transformer": (Transformer, _sentences(64), 16),
+        "wide transformer": (partial(Transformer, 128, 256, 4), _sentences(128), 16),
     }[name]
     model, loss = model().to(device), nn.CrossEntropyLoss()
     data = [tuple(part.to(device) for part in draw(size)) for _ in range(batches)]

@@ -20,7 +20,8 @@ from benchmarks.curvature_problems import Problem, problem
 from benchmarks.tables import Rows, judge, number, ratio, show
 from diagnostics import per_example_gradient_norms
 
-NETWORKS = ("MLP", "CNN", "GroupNorm CNN", "transformer")
+NETWORKS = ("MLP", "CNN", "GroupNorm CNN", "wide GroupNorm CNN", "transformer", "wide transformer")
+"""Wide ones, for what a call into torch costs does not grow with the network."""
 TIME_AIM = 1.35
 SECONDS, ROUNDS = 25, 60
 HEAVY = 10
