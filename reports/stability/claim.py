@@ -34,6 +34,8 @@ def numbers(run: Run, judged: Verdict, decided: Deciding, loss: Series) -> str:
             f"edge at step {judged.peak_step}, and at {now} of it at step {last.step}; "
             f"the loss went from {loss.values[0]:.4g} to {loss.values[-1]:.4g}{_resting(run, decided)}"
         )
+    if judged.regime == "swinging":
+        return f"{name} {now} at step {last.step}, after {judged.peak:.3g} at step {judged.peak_step}"
     text = f"{name} {now} at step {last.step}"
     if judged.checks > 1:
         text += f", {'up' if judged.last > judged.first else 'down'} from {judged.first:.2g}"

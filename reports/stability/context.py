@@ -86,7 +86,10 @@ def _beside(run: Run, judged: Verdict) -> Iterator[str]:
     error = float(whole.errors[measured][-1])
     now = format_value(float(finite[-1]), None if numpy.isnan(error) else error)
     level = float(numpy.median(finite[-RECENT:]))
-    if level > EDGE_BAND[1]:
+    if judged.regime == "swinging":
+        low, high = (f"{bound:.2g}" for bound in (finite[-RECENT:].min(), finite[-RECENT:].max()))
+        yield f"λmax alone stands at {now}, between {low} and {high} of late."
+    elif level > EDGE_BAND[1]:
         yield f"λmax alone stands at {now}: its direction overshoots, though few gradients point along it."
     elif level >= EDGE_BAND[0]:
         yield f"λmax alone stands at {now}, at the edge: batches of this size act nearly like the whole data."

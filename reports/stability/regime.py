@@ -4,8 +4,9 @@ The ratio is curvature over the optimizer's threshold. Full-batch training sharp
 hovers there, a little above, because the step oscillates along the sharpest directions and that holds curvature down
 (arXiv 2103.00065, 2209.15594); mini-batch training does the same with batch sharpness (arXiv 2412.20553). A ratio well
 above 1 that lasts means growth; one that jumps and falls again, with a spike in the loss, is a catapult (arXiv
-2003.02218): survived when the loss then comes back to where it was, a blow-up when it does not. Where the ratio has
-come back and the loss has hardly fallen, the run has stalled. A regime is claimed only as far as the errors carry it.
+2003.02218): survived when the loss then comes back to where it was, a blow-up when it does not. One that goes on
+jumping and falling swings. Where the ratio has come back and the loss has hardly fallen, the run has stalled. A regime
+is claimed only as far as the errors carry it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import numpy
 
 from probes.run.reader import Series
 
-Regime = Literal["diverged", "blown up", "stalled", "beyond", "unresolved", "catapult", "edge", "sharpening", "stable"]
+Regime = Literal[
+    "diverged", "blown up", "stalled", "swinging", "beyond", "unresolved", "catapult", "edge", "sharpening", "stable"
+]
 
 EDGE_BAND = (0.9, 1.15)
 FAR_BEYOND = 1.3
@@ -33,6 +36,8 @@ PLATEAU = 0.6
 """One that ends above this share of the first, and above UNMOVED of what it was at the last overlong step of a first
 half, is stuck too: the frequencies of its tokens alone bring a language model that far."""
 RECENT = 5
+CALM = 0.5
+"""A ratio below this, between others far beyond the edge, is what a throw left behind and no state of rest."""
 MOST_MARGIN = 0.15
 """An error wider than this makes no edge out of a ratio that is below it."""
 
@@ -92,7 +97,9 @@ def judge(
     settled = regime in ("catapult", "sharpening", "stable") and level < EDGE_BAND[0]
     if settled and overlong.any() and _hardly_fallen(loss, int(steps[overlong][-1])):
         regime = "stalled"
-    decisive = regime in ("stalled", "beyond") and overlong.any()
+    elif regime in ("catapult", "edge", "sharpening", "stable") and _swinging(values, overlong):
+        regime = "swinging"
+    decisive = regime in ("stalled", "swinging", "beyond") and overlong.any()
     peak = int(numpy.argmax(numpy.where(overlong, values, -numpy.inf) if decisive else values))
     return Verdict(
         regime=regime,
@@ -142,6 +149,11 @@ def _overlong(least: numpy.ndarray, steps: numpy.ndarray, since: int | None) -> 
         return numpy.zeros(len(least), dtype=bool)
     overlong: numpy.ndarray = (least > FAR_BEYOND) & (steps >= since) & (numpy.arange(len(least)) > 0)
     return overlong
+
+
+def _swinging(values: numpy.ndarray, overlong: numpy.ndarray) -> bool:
+    """Whether of late the ratio was far beyond the edge more than once, and far below it as well."""
+    return bool(overlong[-RECENT:].sum() > 1 and values[-RECENT:].min() < CALM)
 
 
 def _hardly_fallen(loss: Series, since: int) -> bool:

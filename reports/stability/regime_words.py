@@ -51,6 +51,13 @@ REGIMES: dict[Regime, Words] = {
         "little.",
         SHORTER,
     ),
+    "swinging": Words(
+        "warn",
+        "Steps keep throwing the run past the edge and back",
+        "Each time the ratio is far above 1 a step overshoots and throws the run to a flatter region, from where it "
+        "sharpens again. What is learnt in between is partly lost, and units can die on the way.",
+        SHORTER,
+    ),
     "beyond": Words(
         "fail",
         "Steps are too long for the curvature",
@@ -96,7 +103,7 @@ REGIMES: dict[Regime, Words] = {
 """By λmax, or whatever the basis for those regimes that the loss decides."""
 
 BATCHES: dict[Regime, Words] = REGIMES | {
-    "blown up": replace(REGIMES["blown up"], advice=(*SHORTER, LARGER_BATCHES)),
+    **{one: replace(REGIMES[one], advice=(*SHORTER, LARGER_BATCHES)) for one in ("blown up", "swinging")},
     "beyond": Words(
         "fail",
         "Steps are too long for the curvature of the batches",

@@ -53,6 +53,12 @@ def chapter_of(ratios: list[float], losses: list[float] | None = None) -> tuple[
         ("stable", "ok", [0.5, 0.6, 0.7, 0.5, 0.3, 0.2, 0.2, 0.2], [2.3, 2.2, 2.1, 2.1, 2.1, 2.0, 2.0, 2.0]),
         ("stable", "ok", [0.3, 0.3, 0.3, 0.3, 1.5, 0.3, 0.3, 0.3], [4.3, 3.9, 3.6, 3.3, 3.0, 2.9, 2.8, 2.8]),
         ("stable", "ok", [1.8, 0.6, 0.5, 0.4, 0.3, 0.3, 0.3, 0.3], [2.3, 2.2, 2.1, 2.1, 2.1, 2.0, 2.0, 2.0]),
+        # Over and over again, and the median is just where an edge would be: measured, Adam at 0.1.
+        ("swinging", "warn", [4.8, 0.2, 2.6, 1.24, 0.005, 4.0, 0.02], [2.3, 1.0, 1.5, 0.9, 0.8, 1.0, 0.6]),
+        ("swinging", "warn", [4.8, 0.2, 2.6, 0.3, 0.005, 4.0, 0.02], [2.3, 1.0, 1.5, 0.9, 0.8, 1.0, 0.6]),
+        # Once is no swinging, nor are swings around the edge that do not go far.
+        ("edge", "ok", [0.5, 0.9, 0.95, 1.24, 0.4, 1.4, 1.0], [2.3, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5]),
+        ("edge", "ok", [0.5, 0.9, 0.7, 1.35, 0.8, 1.35, 1.0], [2.3, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5]),
         ("beyond", "fail", [1.6], None),
         ("diverged", "fail", [0.9, 1.5, 2.0], [1.0, 5.0, 50.0]),
         ("diverged", "fail", [0.9, 1.5, 2.0], [1.0, 5.0, math.nan]),
