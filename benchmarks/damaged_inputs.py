@@ -55,7 +55,9 @@ def _wrong(damage: Damage, code: int, out: str, err: str) -> bool:
     if damage.mark.exists() or code not in MEANT or "Traceback" in err:
         return True
     if code in (2, 4):
-        return out != "" or not err.startswith("diagnose: ") or len(err) > 4000
+        # What takes a while says first what it is at.
+        told = any(line.startswith("diagnose: ") for line in err.splitlines())
+        return out != "" or not told or len(err) > 4000
     return not isinstance(json.loads(out), dict)
 
 
