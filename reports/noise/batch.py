@@ -2,7 +2,8 @@
 
 Far below the noise scale a gradient is mostly noise, and twice the batch saves half of the steps; far above it, it is
 mostly signal, and more examples per step buy next to nothing (arXiv 1812.06162). The scale grows while the loss falls.
-It is a proxy of the critical batch size, which was seen to differ from it (arXiv 2505.23971), so nothing is alleged.
+It is a proxy of the critical batch size, which was seen to differ from it (arXiv 2505.23971), so a batch alone is no
+fault. It is one where the loss has stopped falling as well.
 """
 
 from __future__ import annotations
@@ -20,11 +21,10 @@ from reports.chapter import method_of, reason_missing, step_table, unmeasured
 from reports.charts import Edge, Line, lines, stacked
 from reports.document import Figure
 from reports.finding import Finding
+from reports.noise.held_up import APART, HeldUp, held_up
+from reports.stability.verdict import loss_of
 
 CITATION = "McCandlish et al., arXiv 1812.06162; Merrill et al., arXiv 2505.23971"
-
-APART = 10.0
-"""A batch this many times smaller or larger than the noise scale is far from it, errors allowed for."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,15 @@ def _finding(run: Run, source: _Source) -> list[Finding]:
     if gone is not None:
         claim += f"; from step {gone.step} on it is not to be told"
     used = run.last(source.probe, "batch_size")
-    said, meaning = _against(used.value if used else None, last.value, 1.96 * (last.error or 0.0), source.more)
+    size, reach = used.value if used else None, 1.96 * (last.error or 0.0)
+    said, meaning = _against(size, last.value, reach, source.more)
     if gone is not None:
-        said, meaning = "", _SINCE
+        # A scale that has grown out of sight is still far above.
+        below = size is not None and 0 < APART * size < last.value - reach
+        said, meaning = f"; batches of {size:g} were far below it before" if below else "", _SINCE
+    held = held_up(first, size, loss_of(run))
+    if held is not None and size is not None:
+        return [_held(source, held, size, last, len(first) > 1)]
     return [
         Finding(
             id=source.id,
@@ -96,6 +102,30 @@ def _finding(run: Run, source: _Source) -> list[Finding]:
             citation=CITATION,
         )
     ]
+
+
+def _held(source: _Source, held: HeldUp, size: float, last: Record, drawn: bool) -> Finding:
+    """Noise that keeps the loss where it is."""
+    assert last.value is not None
+    return Finding(
+        id=source.id,
+        level="warn",
+        claim=f"Noise holds the loss up: {held}, and batches of {size:g} are far below the gradient noise scale, "
+        f"{format_value(last.value, last.error)} examples at step {last.step}.",
+        value=Estimate(last.value, last.error or 0.0, "standard error", method_of(last)),
+        threshold=f"batches {APART:g} times smaller than the noise scale, errors allowed for, while the loss is high "
+        "and no longer falls",
+        meaning="Each gradient is mostly noise, and what one step gains the noise of the next takes back. At a "
+        "constant rate the loss stays at a height in proportion to the learning rate over the batch. Where the loss "
+        f"cannot fall further, for labels that are noise, it looks the same.{source.lag}",
+        advice=(
+            "Raise the batch, or accumulate gradients, towards the noise scale.",
+            "Or lower the learning rate, or let it decay: that averages noise out as well, over more steps.",
+        ),
+        evidence=("noise-scale",) if drawn else (),
+        method=method_of(last),
+        citation=f"{CITATION}; Zhang et al., arXiv 1907.04164",
+    )
 
 
 _SINCE = (

@@ -1,4 +1,4 @@
-"""The noise scale is held against the batch in use, errors allowed for, and alleges nothing."""
+"""The noise scale is held against the batch in use, errors allowed for; a stuck loss is put down to tiny batches."""
 
 from __future__ import annotations
 
@@ -57,8 +57,39 @@ def test_a_scale_that_was_lost_since_says_so() -> None:
     (finding,) = noise.read(Run({}, [*with_batch.records, lost])).findings
     assert "512" not in finding.claim + finding.meaning, "where batches stood then says nothing of now"
     assert "is open" in finding.meaning
+    tiny = run_of({SIMPLE: [10.0, 40.0], BATCH: [1.0, 1.0]}, error=2.0)
+    (finding,) = noise.read(Run({}, [*tiny.records, lost])).findings
+    assert "batches of 1 were far below it before" in finding.claim, "it has only grown since"
     (kept,) = noise.read(Run({}, [*run.records, layer])).findings
     assert "not to be told" not in kept.claim
+
+
+STUCK = [2.3, 0.6, 0.55, 1.0, 1.4, 1.7, 0.7, 1.3]
+
+
+@pytest.mark.parametrize(
+    ("batch", "loss", "level"),
+    [
+        (1.0, STUCK, "warn"),
+        # It still falls, or has been learnt and only swings; batches are of the order of the scale; too few checks.
+        (1.0, [2.3, 1.6, 1.3, 1.1, 0.9, 0.8, 0.7, 0.65], "ok"),
+        (1.0, [2.3, 0.3, 0.05, 0.04, 0.06, 0.05, 0.07, 0.05], "ok"),
+        (32.0, STUCK, "ok"),
+        (1.0, STUCK[:4], "ok"),
+    ],
+    ids=["stuck", "falling", "learnt", "larger", "short"],
+)
+def test_noise_holds_a_loss_up_only_where_batches_are_far_too_small_and_it_is_stuck(
+    batch: float, loss: list[float], level: str
+) -> None:
+    checks = len(loss)
+    run = run_of({SIMPLE: [60.0] * checks, BATCH: [batch] * checks, ("sharpness", "loss"): loss}, error=5.0)
+    (finding,) = noise.read(run).findings
+    assert (finding.id, finding.level) == ("noise_scale/batch", level)
+    if level == "warn":
+        assert finding.claim.startswith("Noise holds the loss up: it is at 1.35 since step 40, after 0.55 at step 20")
+        assert "batches of 1 are far below" in finding.claim
+        assert finding.advice
 
 
 def test_what_is_undetermined_says_why_and_nobody_asked_means_nothing() -> None:
