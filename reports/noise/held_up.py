@@ -42,7 +42,7 @@ class HeldUp:
     level: float
 
     def __str__(self) -> str:
-        return f"it is at {self.level:.3g} since step {self.since}, after {self.lowest:.3g} at step {self.at}"
+        return f"{self.level:.3g} in the median since step {self.since}, after {self.lowest:.3g} at step {self.at}"
 
 
 def held_up(scale: Series, batch: float | None, loss: Series) -> HeldUp | None:

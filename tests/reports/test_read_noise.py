@@ -87,7 +87,9 @@ def test_noise_holds_a_loss_up_only_where_batches_are_far_too_small_and_it_is_st
     (finding,) = noise.read(run).findings
     assert (finding.id, finding.level) == ("noise_scale/batch", level)
     if level == "warn":
-        assert finding.claim.startswith("Noise holds the loss up: it is at 1.35 since step 40, after 0.55 at step 20")
+        assert finding.claim.startswith(
+            "Noise holds the loss up: 1.35 in the median since step 40, after 0.55 at step 20"
+        )
         assert "batches of 1 are far below" in finding.claim
         assert finding.advice
 
