@@ -35,10 +35,11 @@ def diagnose(options: argparse.Namespace, only: Collection[str] | None) -> Repor
         raise DiagnosticsError(
             "one checkpoint is no path", given=str(path), expected="two or more checkpoints of one run"
         )
-    with progress(stages(options.task, only), "opening the file") as bar:
+    with progress(stages(_objective(options), only), "opening the file") as bar:
         run = examine(
             path,
             task=options.task,
+            text=_text(options),
             trust=options.trust,
             allow=options.allow_global,
             only=only,
@@ -60,11 +61,12 @@ def _path(options: argparse.Namespace, paths: list[Path], only: Collection[str] 
             given=f"{len(paths)} checkpoints",
             attempt="--probes trajectory for the path alone",
         )
-    work = {"opening the files": 1, **stages(options.task, only), "the loss along the path": len(paths)}
+    work = {"opening the files": 1, **stages(_objective(options), only), "the loss along the path": len(paths)}
     with progress({**work, "following the weights": 1}, "opening the files") as bar:
         run = follow(
             paths,
             task=options.task,
+            text=_text(options),
             trust=options.trust,
             allow=options.allow_global,
             only=only,
@@ -73,6 +75,15 @@ def _path(options: argparse.Namespace, paths: list[Path], only: Collection[str] 
             progress=bar.stage,
         )
     return Report(compose(run, f"{len(paths)} checkpoints, last {run.header['last']}", only), run)
+
+
+def _objective(options: argparse.Namespace) -> str | None:
+    """What makes the objective, if anything does."""
+    return options.task or options.text  # type: ignore[no-any-return]
+
+
+def _text(options: argparse.Namespace) -> Path | None:
+    return Path(options.text) if options.text else None
 
 
 def _require_runs(options: argparse.Namespace, paths: list[Path], runs: list[Path]) -> None:
@@ -89,8 +100,9 @@ def _require_runs(options: argparse.Namespace, paths: list[Path], runs: list[Pat
             expected=f"run folders, each with {HEADER}, or checkpoints of one run",
             attempt="each kind by itself",
         )
-    if options.task:
-        raise DiagnosticsError("--task goes with a checkpoint", given=f"the run folder {runs[0]}")
+    given = "--task" if options.task else "--text" if options.text else None
+    if given:
+        raise DiagnosticsError(f"{given} goes with a checkpoint", given=f"the run folder {runs[0]}")
     if options.budget is not None:
         raise DiagnosticsError(
             "--budget bounds what is measured on a checkpoint",

@@ -82,6 +82,7 @@ class Report:
         path: str | Path,
         *,
         task: str | None = None,
+        text: str | Path | None = None,
         trust: bool = False,
         allow: Sequence[str] = (),
         only: Collection[str] | None = None,
@@ -92,6 +93,8 @@ class Report:
             path: the file, or the folder.
             task: ``"file.py"``, ``"file.py:build"`` or ``"package.module:build"``: rebuilds the Objective from the
                 checkpoint, and so allows curvature, rates and units. Its code is run.
+            text: instead of a task, for a language model in a folder of Hugging Face: its loss on this file of text.
+                Needs transformers; nothing in the folder is run.
             trust: run the code that a pickle asks for. Only for files you would run as a program.
             allow: further global names that a pickle may import.
             only: chapters wanted.
@@ -101,7 +104,7 @@ class Report:
         """
         from probes.checkpoint.examine import examine
 
-        run = examine(Path(path), task=task, trust=trust, allow=allow, only=only)
+        run = examine(Path(path), task=task, text=_path(text), trust=trust, allow=allow, only=only)
         return cls(compose(run, str(path), only), run)
 
     @classmethod
@@ -110,6 +113,7 @@ class Report:
         paths: Sequence[str | Path],
         *,
         task: str | None = None,
+        text: str | Path | None = None,
         trust: bool = False,
         allow: Sequence[str] = (),
         only: Collection[str] | None = None,
@@ -123,6 +127,7 @@ class Report:
             paths: two or more files or folders, in any order.
             task: as for ``from_checkpoint``; with one, also the loss of each, and along the line from the first to
                 the last.
+            text: as for ``from_checkpoint``.
             trust: as for ``from_checkpoint``.
             allow: as for ``from_checkpoint``.
             only: chapters wanted; the path is ``"trajectory"``.
@@ -132,7 +137,7 @@ class Report:
         """
         from probes.checkpoint.trajectory import follow
 
-        run = follow([Path(path) for path in paths], task=task, trust=trust, allow=allow, only=only)
+        run = follow([Path(path) for path in paths], task=task, text=_path(text), trust=trust, allow=allow, only=only)
         return cls(compose(run, f"{len(paths)} checkpoints, last {run.header['last']}", only), run)
 
     @property
@@ -179,6 +184,10 @@ class Report:
         from reports.render.terminal import to_terminal
 
         return to_terminal(self.document).rstrip("\n")
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given)
 
 
 def _html(document: Document) -> str:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from diagnostics.quiet import random_states
 from probes.ascent import AscentSharpness
 from probes.attention import AttentionHeads
 from probes.batch_ladder import BatchLadder
 from probes.checkpoint.allowance import Allowance
 from probes.checkpoint.examination import PARTS, Examination, Progress
 from probes.checkpoint.load import load_checkpoint
-from probes.checkpoint.streamed import whole
-from probes.checkpoint.task import build_task
+from probes.checkpoint.rebuild import named, rebuild
 from probes.gradient_alignment import GradientAlignment
 from probes.gradient_curvature import GradientCurvature
 from probes.gradient_flow import GradientFlow
@@ -39,6 +37,7 @@ def examine(
     path: Path,
     *,
     task: str | None = None,
+    text: Path | None = None,
     trust: bool = False,
     allow: Sequence[str] = (),
     only: Collection[str] | None = None,
@@ -56,12 +55,13 @@ def examine(
 
     Args:
         path: the file or the folder.
-        task: see ``build_task``; without one, only the tensors are surveyed.
+        task: see ``build_task``; without one, and without a text, only the tensors are surveyed.
+        text: see ``language_model``; for a folder of Hugging Face, instead of a task.
         trust: see ``load_checkpoint``.
         allow: see ``load_checkpoint``.
         only: probes wanted, by name; None for all.
         device: see ``build_task``.
-        seed: of what is drawn at random, by the measures and by the task.
+        seed: of what is drawn at random: by the measures, by the task, and of a text.
         budget: seconds that measuring may take; what they do not reach is skipped, with that reason. Opening the file
             and building the task are not measuring, and are not counted.
         keep: whether an interrupt (Ctrl-C) ends the measuring and keeps what there is, instead of being raised; the
@@ -72,27 +72,26 @@ def examine(
     Raises:
         DiagnosticsError: the file or the task cannot be used.
     """
+    task_name = named(task, text)
     progress("opening the file")
     checkpoint = load_checkpoint(path, trust=trust, allow=allow)
-    found = Examination(checkpoint, task, Allowance(budget), progress, part)
-    wanted = (["weights"] if _matrices(only) else []) + ([probe.name for probe in _probes(only)] if task else [])
+    found = Examination(checkpoint, task_name, Allowance(budget), progress, part)
+    wanted = (["weights"] if _matrices(only) else []) + ([probe.name for probe in _probes(only)] if task_name else [])
     try:
         found.tensors()
         if _matrices(only):
             found.matrices(seed)
-        if task is not None:
+        if task_name is not None:
             progress("building the task")
-            # A task that draws its data at random draws the same again, and nobody else's numbers are moved.
-            with random_states(seed):
-                objective, optimizer = build_task(task, whole(checkpoint.raw), device)
-            found.described(objective, optimizer)
+            objective, optimizer, notes = rebuild(checkpoint, task=task, text=text, device=device, seed=seed)
+            found.described(objective, optimizer, notes)
             for probe in _probes(only, seed):
                 found.measured(probe, Moment(found.step, objective.model, optimizer, objective, random=seed))
     except KeyboardInterrupt:
         if not keep:
             raise
         found.interrupted(wanted)
-    if task is None:
+    if task_name is None:
         found.without_task(sorted({*(only or ())} - {"weights"}))
     return found.run()
 

@@ -123,6 +123,26 @@ def is_index(path: Path) -> bool:
     return path.name.endswith(_INDEX)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """What a small JSON file beside the weights holds; nothing, where it is not there or holds no names.
+
+    Args:
+        path: the file.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    if not path.is_file():
+        return {}
+    if path.stat().st_size > _LONGEST_JSON:
+        raise CheckpointError(f"{path.name} is too large for what it should be", given=f"{path.stat().st_size:,} bytes")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as problem:
+        raise CheckpointError(f"{path.name} is damaged", given=printable(problem), expected="JSON") from problem
+    return content if isinstance(content, dict) else {}
+
+
 def _weights(folder: Path) -> Path | None:
     """The file with the weights, or the list of several."""
     for name in _WEIGHTS:
@@ -133,7 +153,7 @@ def _weights(folder: Path) -> Path | None:
 
 
 def _shards(index: Path) -> list[Path]:
-    named = _json(index).get("weight_map")
+    named = read_json(index).get("weight_map")
     names = sorted({str(name) for name in named.values()}) if isinstance(named, dict) else []
     if not names:
         raise CheckpointError(
@@ -152,26 +172,16 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _architecture(folder: Path) -> Iterator[str]:
-    config = _json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    config = read_json(folder / "config.json")
     names = config.get("architectures")
     if isinstance(names, list) and names:
         yield f"config.json says {listed(tuple(str(name) for name in names))}"
 
 
 def _progress(folder: Path) -> dict[str, Any]:
-    state = _json(folder / "trainer_state.json") if (folder / "trainer_state.json").is_file() else {}
+    state = read_json(folder / "trainer_state.json")
     known = {"step": state.get("global_step"), "epoch": state.get("epoch")}
     return {key: value for key, value in known.items() if isinstance(value, int | float)}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > _LONGEST_JSON:
-        raise CheckpointError(f"{path.name} is too large for what it should be", given=f"{path.stat().st_size:,} bytes")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as problem:
-        raise CheckpointError(f"{path.name} is damaged", given=printable(problem), expected="JSON") from problem
-    return content if isinstance(content, dict) else {}
 
 
 def _foreign(folder: Path) -> tuple[str, str]:

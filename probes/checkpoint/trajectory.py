@@ -22,15 +22,13 @@ from diagnostics import (
     weight_trajectory,
 )
 from diagnostics.estimate import exact
-from diagnostics.quiet import random_states
 from diagnostics.trajectory.path import STATISTICS
 from probes.checkpoint.errors import listed
 from probes.checkpoint.examine import examine
 from probes.checkpoint.load import load_checkpoint
 from probes.checkpoint.order import Order, in_order
+from probes.checkpoint.rebuild import rebuild
 from probes.checkpoint.resident import Pages
-from probes.checkpoint.streamed import whole
-from probes.checkpoint.task import build_task
 from probes.journal import to_record
 from probes.probe import Reading
 from probes.readings import reading_of
@@ -47,6 +45,7 @@ def follow(
     paths: Sequence[Path],
     *,
     task: str | None = None,
+    text: Path | None = None,
     trust: bool = False,
     allow: Sequence[str] = (),
     only: Collection[str] | None = None,
@@ -59,6 +58,7 @@ def follow(
     Args:
         paths: two or more files or folders, in any order.
         task: see ``build_task``; with one, the loss of each checkpoint, and along the line from the first to the last.
+        text: see ``language_model``; for folders of Hugging Face, instead of a task.
         trust: see ``load_checkpoint``.
         allow: see ``load_checkpoint``.
         only: probes wanted, by name, this one being ``"trajectory"``; None for all.
@@ -78,16 +78,28 @@ def follow(
     last = order.checkpoints[-1]
     others = None if only is None else [name for name in only if name != PROBE]
     run = examine(
-        last.path, task=task, trust=trust, allow=allow, only=others, device=device, seed=seed, progress=progress
+        last.path,
+        task=task,
+        text=text,
+        trust=trust,
+        allow=allow,
+        only=others,
+        device=device,
+        seed=seed,
+        progress=progress,
     )
     arrays = {(one.probe, array_key(one)): found for one in run.records if (found := run.array(one)) is not None}
     records = [_moved(record, order.steps[-1]) for record in run.records]
     if only is None or PROBE in only:
         told: list[tuple[int, Reading]] = []
         trained: set[str] | None = None
-        if task is not None:
+        if task is not None or text is not None:
             progress("the loss along the path")
-            objectives = _objectives(order, task, device, seed)
+            # One for each: a task may build its model as it likes.
+            objectives = [
+                rebuild(checkpoint, task=task, text=text, device=device, seed=seed)[0]
+                for checkpoint in order.checkpoints
+            ]
             trained = {name for name, one in objectives[-1].model.named_parameters() if one.requires_grad}
             told += _losses(order, objectives)
             told += _line(order.steps[-1], objectives[0], objectives[-1])
@@ -163,15 +175,6 @@ def _changes(last: int, states: Sequence[Mapping[str, Tensor]], compared: set[st
         if row.name in compared and row.changed is not None and (known is None or row.name in known):
             note = f"of {changes.intervals} intervals, compared bit by bit"
             yield last, Reading("changed_in", float(row.changed), row.name, note=note)
-
-
-def _objectives(order: Order, task: str, device: str | None, seed: int) -> list[Objective]:
-    # One for each: a task may build its model as it likes. One that draws its data at random draws the same for all.
-    objectives = []
-    for checkpoint in order.checkpoints:
-        with random_states(seed):
-            objectives.append(build_task(task, whole(checkpoint.raw), device)[0])
-    return objectives
 
 
 def _losses(order: Order, objectives: Sequence[Objective]) -> Told:
