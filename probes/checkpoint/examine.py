@@ -79,12 +79,14 @@ def examine(
     wanted = (["weights"] if _matrices(only) else []) + ([probe.name for probe in _probes(only)] if task_name else [])
     try:
         found.tensors()
-        if _matrices(only):
-            found.matrices(seed)
         if task_name is not None:
+            # Before what takes long: a task that does not work should say so at once.
             progress("building the task")
             objective, optimizer, notes = rebuild(checkpoint, task=task, text=text, device=device, seed=seed)
             found.described(objective, optimizer, notes)
+        if _matrices(only):
+            found.matrices(seed)
+        if task_name is not None:
             for probe in _probes(only, seed):
                 found.measured(probe, Moment(found.step, objective.model, optimizer, objective, random=seed))
     except KeyboardInterrupt:
@@ -99,10 +101,11 @@ def examine(
 def stages(task: str | None, only: Collection[str] | None) -> dict[str, int]:
     """What ``examine`` will report, and about how long each stage takes beside the others, for a progress bar."""
     told = {"opening the file": 1, "surveying tensors": 1}
+    if task is not None:
+        told["building the task"] = 1
     if _matrices(only):
         told["decomposing matrices"] = ALONE if task is None else 1
     if task is not None:
-        told["building the task"] = 1
         for probe in _probes(only):
             told |= {f"measuring {probe.name.replace('_', ' ')}": 1}
             told |= {f"measuring {part}": 1 for part in PARTS.get(probe.name, {}).values()}
