@@ -8,12 +8,19 @@ from pathlib import Path
 
 from diagnostics import DiagnosticsError
 from probes.checkpoint.examine import examine, stages
+from probes.checkpoint.folder import checkpoints_in
+from probes.checkpoint.matched import examine_matched
 from probes.checkpoint.trajectory import follow
 from probes.run import Run
 from probes.run.reader import HEADER
+from reports.comparison.checkpoints import compose_checkpoints
+from reports.comparison.contender import names
 from reports.compose import compose
 from reports.progress import progress
 from reports.report import Report
+
+MEASURING = 20
+"""What measuring one checkpoint takes beside its loss, for a progress bar."""
 
 
 def diagnose(options: argparse.Namespace, only: Collection[str] | None) -> Report:
@@ -28,7 +35,8 @@ def diagnose(options: argparse.Namespace, only: Collection[str] | None) -> Repor
         _require_runs(options, paths, runs)
         return Report.from_run(runs[0], only=only) if len(runs) == 1 else Report.from_runs(*runs, only=only)
     if len(paths) > 1:
-        return _path(options, paths, only)
+        inside = [checkpoints_in(path) for path in paths]
+        return _matched(options, paths, inside, only) if all(inside) else _path(options, paths, only)
     [path] = paths
     _require_checkpoint(path)
     if "trajectory" in (only or ()):
@@ -53,14 +61,31 @@ def diagnose(options: argparse.Namespace, only: Collection[str] | None) -> Repor
     return Report(compose(run, str(path), only), run)
 
 
+def _matched(
+    options: argparse.Namespace, paths: list[Path], inside: list[list[Path]], only: Collection[str] | None
+) -> Report:
+    """Several folders of checkpoints, each of a run."""
+    _require_no_budget(options, f"{len(paths)} folders of checkpoints")
+    runs = dict(zip(names(paths), inside, strict=True))
+    work = {f"the losses of {name}": len(files) for name, files in runs.items()}
+    with progress({**work, **{f"measuring {name}": MEASURING for name in runs}}, "opening the files") as bar:
+        branches = examine_matched(
+            runs,
+            task=options.task,
+            text=_text(options),
+            trust=options.trust,
+            allow=options.allow_global,
+            only=only,
+            device=options.device,
+            seed=options.seed,
+            progress=bar.stage,
+        )
+    return Report(compose_checkpoints(branches, only), *(one.run for one in branches))
+
+
 def _path(options: argparse.Namespace, paths: list[Path], only: Collection[str] | None) -> Report:
     """Several checkpoints."""
-    if options.budget is not None:
-        raise DiagnosticsError(
-            "--budget bounds what is measured on one checkpoint",
-            given=f"{len(paths)} checkpoints",
-            attempt="--probes trajectory for the path alone",
-        )
+    _require_no_budget(options, f"{len(paths)} checkpoints")
     work = {"opening the files": 1, **stages(_objective(options), only), "the loss along the path": len(paths)}
     with progress({**work, "following the weights": 1}, "opening the files") as bar:
         run = follow(
@@ -75,6 +100,20 @@ def _path(options: argparse.Namespace, paths: list[Path], only: Collection[str] 
             progress=bar.stage,
         )
     return Report(compose(run, f"{len(paths)} checkpoints, last {run.header['last']}", only), run)
+
+
+def _require_no_budget(options: argparse.Namespace, given: str) -> None:
+    """Refuse a bound that would not hold.
+
+    Raises:
+        DiagnosticsError: there is one.
+    """
+    if options.budget is not None:
+        raise DiagnosticsError(
+            "--budget bounds what is measured on one checkpoint",
+            given=given,
+            attempt="--probes trajectory for a path alone, or fewer probes",
+        )
 
 
 def _objective(options: argparse.Namespace) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from diagnostics import DiagnosticsError
@@ -139,6 +139,48 @@ class Report:
 
         run = follow([Path(path) for path in paths], task=task, text=_path(text), trust=trust, allow=allow, only=only)
         return cls(compose(run, f"{len(paths)} checkpoints, last {run.header['last']}", only), run)
+
+    @classmethod
+    def at_matched_loss(
+        cls,
+        runs: Mapping[str, Sequence[str | Path]],
+        *,
+        task: str | None = None,
+        text: str | Path | None = None,
+        trust: bool = False,
+        allow: Sequence[str] = (),
+        only: Collection[str] | None = None,
+    ) -> Report:
+        """A comparison of checkpoints of several runs: one of each, where their losses are equal.
+
+        Every checkpoint's loss is taken. Of those within 5 % of each other the ones with the lowest loss are measured
+        and held against the first run's; where none are so near, the nearest, and the report says so.
+
+        Args:
+            runs: by its name, the checkpoints of each run, in any order.
+            task: as for ``from_checkpoint``; it, or a text, is needed, and must give the same data to all.
+            text: as for ``from_checkpoint``.
+            trust: as for ``from_checkpoint``.
+            allow: as for ``from_checkpoint``.
+            only: chapters wanted; None for weights, sharpness, rates, units, the noise scale and ranks.
+
+        Raises:
+            DiagnosticsError: fewer than two runs, no loss, or a checkpoint that cannot be used.
+
+        Source: Optimizers Qualitatively Alter Solutions And We Should Leverage This, arXiv 2507.12224.
+        """
+        from probes.checkpoint.matched import examine_matched
+        from reports.comparison.checkpoints import compose_checkpoints
+
+        branches = examine_matched(
+            {name: [Path(path) for path in paths] for name, paths in runs.items()},
+            task=task,
+            text=_path(text),
+            trust=trust,
+            allow=allow,
+            only=only,
+        )
+        return cls(compose_checkpoints(branches, only), *(one.run for one in branches))
 
     @property
     def findings(self) -> tuple[Finding, ...]:

@@ -34,6 +34,7 @@ _LEFT_ALONE = (
     "scaler.pt",
     "training_args.bin",
 )
+_ENDINGS = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
 _LONGEST_JSON = 1 << 26
 _EXPECTED = "a file from torch.save, a .safetensors file, or a folder with weights under the names that libraries use"
 
@@ -114,6 +115,18 @@ def load_folder(folder: Path, load: Callable[[Path], Any]) -> Contents:
     return Contents(raw, tuple(files), tuple(notes))
 
 
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints that lie in a folder which is none itself: files with the usual endings, and folders.
+
+    Args:
+        folder: any folder.
+    """
+    if not folder.is_dir() or (folder / INDEX).is_file() or _weights(folder) is not None:
+        return []
+    entries = sorted(folder.iterdir())
+    return [one for one in entries if _is_checkpoint(one) or (one.is_file() and one.suffix in _ENDINGS)]
+
+
 def is_index(path: Path) -> bool:
     """Say whether a file is the list of the files that a model is kept in, by its name.
 
@@ -150,6 +163,10 @@ def _weights(folder: Path) -> Path | None:
             if file.is_file():
                 return file
     return None
+
+
+def _is_checkpoint(entry: Path) -> bool:
+    return entry.is_dir() and ((entry / INDEX).is_file() or _weights(entry) is not None)
 
 
 def _shards(index: Path) -> list[Path]:
@@ -202,10 +219,10 @@ def _foreign(folder: Path) -> tuple[str, str]:
             "a Megatron checkpoint, whose tensors are shared out among ranks",
             "convert it with Megatron's tools/checkpoint/convert.py, and pass the result",
         )
-    inside = [entry for entry in folder.iterdir() if entry.is_dir() and ((entry / INDEX).is_file() or _weights(entry))]
+    inside = [entry for entry in folder.iterdir() if _is_checkpoint(entry)]
     if inside:
         return "", "pass one of the checkpoints inside: " + listed(tuple(sorted(str(entry) for entry in inside)))
-    files = tuple(name for name in names if Path(name).suffix in (".pt", ".pth", ".ckpt", ".safetensors", ".bin"))
+    files = tuple(name for name in names if Path(name).suffix in _ENDINGS)
     if files:
         return "", f"pass one of the files inside: {listed(files)}"
     return "", "pass the weights file inside it, or a run folder to `diagnose`"

@@ -178,7 +178,7 @@ def _changes(last: int, states: Sequence[Mapping[str, Tensor]], compared: set[st
 
 
 def _losses(order: Order, objectives: Sequence[Objective]) -> Told:
-    if not all(_same_data(objectives[0], other) for other in objectives[1:]):
+    if not all(same_data(objectives[0], other) for other in objectives[1:]):
         reason = "the task makes other batches for each checkpoint; with a seed in build(checkpoint) they are the same"
         yield order.steps[-1], Reading("loss", None, note=reason, status="skipped")
         return
@@ -190,7 +190,8 @@ def _losses(order: Order, objectives: Sequence[Objective]) -> Told:
             yield step, Reading("loss", None, note=f"{type(problem).__name__}: {problem}", status="failed")
 
 
-def _same_data(one: Objective, other: Objective) -> bool:
+def same_data(one: Objective, other: Objective) -> bool:
+    """Whether two objectives are of the same batches, to the bit."""
     leaves = [tree_leaves(objective.batches) for objective in (one, other)]
     return len(leaves[0]) == len(leaves[1]) and all(
         torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b or bool(a == b)
