@@ -29,6 +29,7 @@ diagnose checkpoint.pt --task task.py curvature, stability, rates and units too
 diagnose folder --text corpus.txt     the same of a Hugging Face language model
 diagnose runs/a runs/b                two or more runs held against each other
 diagnose step1.pt step2.pt step3.pt   the path between checkpoints of one run
+diagnose a/ b/ --task task.py         checkpoints of several runs, at equal loss
 diagnose demo                         train on embedded data with probes, then report
 diagnose explain NAME                 what a measure, a number or a finding means
 diagnose doctor                       what works on this machine

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
@@ -32,8 +34,9 @@ ID = "comparison/matched_loss"
 HOW = (
     "One checkpoint of each run: of those whose losses are within "
     f"{EQUAL:.0%}, the ones with the lowest; where none are, the nearest. ± is the error of the measurement alone. "
-    "✓ better, ✗ worse, ≠ different with no better direction, ? unclear: within twice the error of the difference. "
-    "What other checkpoints, or another seed, would have given is not in these errors."
+    "✓ better, ✗ worse, ≠ different with no better direction, ? unclear: within twice the error of the difference, to "
+    "which goes the relative difference of the two losses. What other checkpoints, or another seed, would have given "
+    "is not in these errors."
 )
 
 
@@ -79,7 +82,7 @@ def _against_first(
 ) -> list[Difference]:
     pair, both = (runs[0], runs[place]), (branches[0], branches[place])
     gap = apart(*(_loss(one) for one in both))
-    where = " and ".join(f"{one.order.axis} {_step(one)}" for one in both)
+    where = f"at {_step(both[0])} and at {_step(both[1])}"
     losses = [exact(_loss(one), "one pass over the batches") for one in both]
     found = [Difference("loss", *pair, losses[0], losses[1], judged(losses[0], losses[1], None), where)]
     if all(one.order.axis == "optimizer step" for one in both) and gap < EQUAL:
@@ -90,7 +93,9 @@ def _against_first(
         if not all(len(each) and numpy.isfinite(each.values[-1]) for each in series):
             continue
         before, value = (_estimate(each) for each in series)
-        verdict = judged(before, value, one.quantity.better, log=one.quantity.log)
+        # By as much as the losses are apart, anything may be for that alone.
+        wide = replace(value, error=math.hypot(value.error, gap * value.value), kind="spread")
+        verdict = judged(before, wide, one.quantity.better, log=one.quantity.log)
         # Where the losses differ, everything that moves with them does.
         unequal = gap >= EQUAL and verdict != "equal"
         said = f"losses {gap:.0%} apart" if unequal else where
