@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from diagnostics import DiagnosticsError
+from probes.checkpoint.along import STAGES
 from probes.checkpoint.examine import examine, stages
 from probes.checkpoint.folder import checkpoints_in
 from probes.checkpoint.matched import examine_matched
@@ -65,7 +66,12 @@ def _matched(
     options: argparse.Namespace, paths: list[Path], inside: list[list[Path]], only: Collection[str] | None
 ) -> Report:
     """Several folders of checkpoints, each of a run."""
-    _require_no_budget(options, f"{len(paths)} folders of checkpoints")
+    if options.budget is not None:
+        raise DiagnosticsError(
+            "--budget bounds what is measured on the checkpoints of one run",
+            given=f"{len(paths)} folders of checkpoints",
+            attempt="fewer probes",
+        )
     runs = dict(zip(names(paths), inside, strict=True))
     work = {f"the losses of {name}": len(files) for name, files in runs.items()}
     with progress({**work, **{f"measuring {name}": MEASURING for name in runs}}, "opening the files") as bar:
@@ -85,9 +91,8 @@ def _matched(
 
 def _path(options: argparse.Namespace, paths: list[Path], only: Collection[str] | None) -> Report:
     """Several checkpoints."""
-    _require_no_budget(options, f"{len(paths)} checkpoints")
-    work = {"opening the files": 1, **stages(_objective(options), only), "the loss along the path": len(paths)}
-    with progress({**work, "following the weights": 1}, "opening the files") as bar:
+    work = {"opening the files": 1, **STAGES, **stages(_objective(options), only)}
+    with progress(work, "opening the files") as bar:
         run = follow(
             paths,
             task=options.task,
@@ -97,23 +102,11 @@ def _path(options: argparse.Namespace, paths: list[Path], only: Collection[str] 
             only=only,
             device=options.device,
             seed=options.seed,
+            budget=options.budget,
+            keep=True,
             progress=bar.stage,
         )
     return Report(compose(run, f"{len(paths)} checkpoints, last {run.header['last']}", only), run)
-
-
-def _require_no_budget(options: argparse.Namespace, given: str) -> None:
-    """Refuse a bound that would not hold.
-
-    Raises:
-        DiagnosticsError: there is one.
-    """
-    if options.budget is not None:
-        raise DiagnosticsError(
-            "--budget bounds what is measured on one checkpoint",
-            given=given,
-            attempt="--probes trajectory for a path alone, or fewer probes",
-        )
 
 
 def _objective(options: argparse.Namespace) -> str | None:

@@ -43,7 +43,7 @@ def examine(
     only: Collection[str] | None = None,
     device: str | None = None,
     seed: int = 0,
-    budget: float | None = None,
+    budget: float | Allowance | None = None,
     keep: bool = False,
     progress: Progress = lambda stage: None,
     part: Callable[[float], None] = lambda share: None,
@@ -62,8 +62,8 @@ def examine(
         only: probes wanted, by name; None for all.
         device: see ``build_task``.
         seed: of what is drawn at random: by the measures, by the task, and of a text.
-        budget: seconds that measuring may take; what they do not reach is skipped, with that reason. Opening the file
-            and building the task are not measuring, and are not counted.
+        budget: seconds that measuring may take, or an allowance of which some is spent; what they do not reach is
+            skipped, with that reason. Opening the file and building the task are not measuring, and are not counted.
         keep: whether an interrupt (Ctrl-C) ends the measuring and keeps what there is, instead of being raised; the
             header then says ``interrupted``.
         progress: told what is being done, before each stage.
@@ -73,10 +73,10 @@ def examine(
         DiagnosticsError: the file or the task cannot be used.
     """
     task_name = named(task, text)
+    allowance = budget if isinstance(budget, Allowance) else Allowance(budget)
     progress("opening the file")
     checkpoint = load_checkpoint(path, trust=trust, allow=allow)
-    found = Examination(checkpoint, task_name, Allowance(budget), progress, part)
-    wanted = (["weights"] if _matrices(only) else []) + ([probe.name for probe in _probes(only)] if task_name else [])
+    found = Examination(checkpoint, task_name, allowance, progress, part)
     try:
         found.tensors()
         if task_name is not None:
@@ -92,10 +92,16 @@ def examine(
     except KeyboardInterrupt:
         if not keep:
             raise
-        found.interrupted(wanted)
+        found.interrupted(wanted(task_name, only))
     if task_name is None:
         found.without_task(sorted({*(only or ())} - {"weights"}))
     return found.run()
+
+
+def wanted(task: str | None, only: Collection[str] | None) -> list[str]:
+    """The names of what ``examine`` measures beyond the survey, in its order."""
+    probes = [probe.name for probe in _probes(only)] if task is not None else []
+    return (["weights"] if _matrices(only) else []) + probes
 
 
 def stages(task: str | None, only: Collection[str] | None) -> dict[str, int]:

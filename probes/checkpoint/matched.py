@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diagnostics import DiagnosticsError, Objective
+from probes.checkpoint.along import same_data
 from probes.checkpoint.examine import examine
 from probes.checkpoint.load import load_checkpoint
 from probes.checkpoint.order import Order, in_order
 from probes.checkpoint.rebuild import rebuild
-from probes.checkpoint.trajectory import same_data
 from probes.run.reader import Run
 
 EQUAL = 0.05

@@ -292,7 +292,6 @@ def test_several_runs_are_compared_and_several_checkpoints_are_a_path(
         ([runs[0], files[0]], "not compared with each other"),
         ([*runs, "--task", "task.py"], "--task goes with a checkpoint"),
         ([*runs, "--text", "corpus.txt"], "--text goes with a checkpoint"),
-        ([*files, "--budget", "5m"], "one checkpoint"),
         ([files[0], "--probes", "trajectory"], "one checkpoint is no path"),
         ([runs[0], str(tmp_path / "gone")], "gone does not exist"),
     ):
