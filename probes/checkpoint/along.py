@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from diagnostics import (
+    DiagnosticsError,
     LossBarrier,
     Objective,
     loss_barrier,
@@ -24,6 +25,7 @@ from diagnostics import (
 )
 from diagnostics.estimate import exact
 from diagnostics.trajectory.path import STATISTICS
+from diagnostics.trajectory.plane import path_plane
 from probes.checkpoint.allowance import Allowance, OutOfTimeError
 from probes.checkpoint.order import Order
 from probes.checkpoint.resident import Pages
@@ -38,6 +40,7 @@ STAGES = {
     "following the weights": 2,
     "measuring the losses": 2,
     "measuring the barrier": 4,
+    "measuring the plane": 8,
 }
 """What is done in turn, and about how long each takes beside the others."""
 
@@ -76,6 +79,7 @@ class Along:
             ("following the weights", _weights(self._order, trained)),
             ("measuring the losses", _losses(self._order, objectives)),
             ("measuring the barrier", _line(last, objectives[0], objectives[-1])),
+            ("measuring the plane", _plane(last, objectives)),
         )
 
     def interrupted(self) -> None:
@@ -184,6 +188,27 @@ def _line(last: int, first: Objective, objective: Objective) -> Told:
     # As above.
     except Exception as problem:  # noqa: BLE001
         yield last, Reading("barrier", None, note=f"{type(problem).__name__}: {problem}", status="failed")
+
+
+def _plane(last: int, objectives: Sequence[Objective]) -> Told:
+    if len(objectives) < 3:
+        return
+    try:
+        found = path_plane(objectives[-1], [one.space.flatten(one.space.values()) for one in objectives])
+    except DiagnosticsError as reason:
+        yield last, Reading("plane", None, note=str(reason), status="skipped")
+        return
+    # As above.
+    except Exception as problem:  # noqa: BLE001
+        yield last, Reading("plane", None, note=f"{type(problem).__name__}: {problem}", status="failed")
+        return
+    grid = numpy.full((len(found.alphas) + 1, len(found.betas) + 1), numpy.nan)
+    grid[1:, 0], grid[0, 1:], grid[1:, 1:] = found.alphas.numpy(), found.betas.numpy(), found.losses.numpy()
+    note = f"share of the path's variance in the plane; {found.how}; the array has α in its column, β in its row"
+    yield last, Reading("plane", found.explained, note=note, array=grid)
+    shadows = numpy.concatenate([found.coordinates.numpy().T, found.shadows.numpy()[None]])
+    note = "the loss of the last one's shadow on the plane; the array is α, β and the loss of each"
+    yield last, Reading("plane_path", float(found.shadows[-1]), note=note, array=shadows)
 
 
 def _parameters(objective: Objective) -> dict[str, Any]:
