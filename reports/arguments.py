@@ -26,8 +26,10 @@ _EPILOG = """\
 diagnose runs/a                       report on a run that a Monitor wrote
 diagnose checkpoint.pt                what the bytes say: finite, sizes, spectra, step
 diagnose checkpoint.pt --task task.py curvature, stability, rates and units too
+diagnose folder --text corpus.txt     the same of a Hugging Face language model
 diagnose runs/a runs/b                two or more runs held against each other
 diagnose step1.pt step2.pt step3.pt   the path between checkpoints of one run
+diagnose a/ b/ --task task.py         checkpoints of several runs, at equal loss
 diagnose demo                         train on embedded data with probes, then report
 diagnose explain NAME                 what a measure, a number or a finding means
 diagnose doctor                       what works on this machine
@@ -69,6 +71,11 @@ def main_parser() -> Parser:
     )
     parser.add_argument(
         "--task", metavar="FILE.py[:build]", help="rebuilds the objective from the checkpoint; its code is run"
+    )
+    parser.add_argument(
+        "--text",
+        metavar="FILE",
+        help="of a Hugging Face folder, the language-model loss on this text; instead of a task",
     )
     parser.add_argument("-o", "--output", metavar="FILE", help="write the report: .html, .pdf, .json or .md")
     parser.add_argument("--pdf", metavar="FILE", help="write the report as a PDF")

@@ -78,6 +78,8 @@ def _diagnose(arguments: list[str]) -> int:
         main_parser().error(f"-o {options.output}: the report's format is told by the ending: {kinds}")
     if options.json == options.markdown == "-":
         main_parser().error("--json - and --markdown -: only one of them can have stdout")
+    if options.task and options.text:
+        main_parser().error("--task and --text: each makes the objective; give one")
     for path in options.paths:
         if not os.path.lexists(path):
             say(f"{path} does not exist; expected: a run folder or a checkpoint; try: diagnose demo")

@@ -7,13 +7,21 @@ from collections.abc import Collection
 from pathlib import Path
 
 from diagnostics import DiagnosticsError
+from probes.checkpoint.along import STAGES
 from probes.checkpoint.examine import examine, stages
+from probes.checkpoint.folder import checkpoints_in
+from probes.checkpoint.matched import examine_matched
 from probes.checkpoint.trajectory import follow
 from probes.run import Run
 from probes.run.reader import HEADER
+from reports.comparison.checkpoints import compose_checkpoints
+from reports.comparison.contender import names
 from reports.compose import compose
 from reports.progress import progress
 from reports.report import Report
+
+MEASURING = 20
+"""What measuring one checkpoint takes beside its loss, for a progress bar."""
 
 
 def diagnose(options: argparse.Namespace, only: Collection[str] | None) -> Report:
@@ -28,17 +36,19 @@ def diagnose(options: argparse.Namespace, only: Collection[str] | None) -> Repor
         _require_runs(options, paths, runs)
         return Report.from_run(runs[0], only=only) if len(runs) == 1 else Report.from_runs(*runs, only=only)
     if len(paths) > 1:
-        return _path(options, paths, only)
+        inside = [checkpoints_in(path) for path in paths]
+        return _matched(options, paths, inside, only) if all(inside) else _path(options, paths, only)
     [path] = paths
     _require_checkpoint(path)
     if "trajectory" in (only or ()):
         raise DiagnosticsError(
             "one checkpoint is no path", given=str(path), expected="two or more checkpoints of one run"
         )
-    with progress(stages(options.task, only), "opening the file") as bar:
+    with progress(stages(_objective(options), only), "opening the file") as bar:
         run = examine(
             path,
             task=options.task,
+            text=_text(options),
             trust=options.trust,
             allow=options.allow_global,
             only=only,
@@ -52,19 +62,23 @@ def diagnose(options: argparse.Namespace, only: Collection[str] | None) -> Repor
     return Report(compose(run, str(path), only), run)
 
 
-def _path(options: argparse.Namespace, paths: list[Path], only: Collection[str] | None) -> Report:
-    """Several checkpoints."""
+def _matched(
+    options: argparse.Namespace, paths: list[Path], inside: list[list[Path]], only: Collection[str] | None
+) -> Report:
+    """Several folders of checkpoints, each of a run."""
     if options.budget is not None:
         raise DiagnosticsError(
-            "--budget bounds what is measured on one checkpoint",
-            given=f"{len(paths)} checkpoints",
-            attempt="--probes trajectory for the path alone",
+            "--budget bounds what is measured on the checkpoints of one run",
+            given=f"{len(paths)} folders of checkpoints",
+            attempt="fewer probes",
         )
-    work = {"opening the files": 1, **stages(options.task, only), "the loss along the path": len(paths)}
-    with progress({**work, "following the weights": 1}, "opening the files") as bar:
-        run = follow(
-            paths,
+    runs = dict(zip(names(paths), inside, strict=True))
+    work = {f"the losses of {name}": len(files) for name, files in runs.items()}
+    with progress({**work, **{f"measuring {name}": MEASURING for name in runs}}, "opening the files") as bar:
+        branches = examine_matched(
+            runs,
             task=options.task,
+            text=_text(options),
             trust=options.trust,
             allow=options.allow_global,
             only=only,
@@ -72,7 +86,36 @@ def _path(options: argparse.Namespace, paths: list[Path], only: Collection[str] 
             seed=options.seed,
             progress=bar.stage,
         )
+    return Report(compose_checkpoints(branches, only), *(one.run for one in branches))
+
+
+def _path(options: argparse.Namespace, paths: list[Path], only: Collection[str] | None) -> Report:
+    """Several checkpoints."""
+    work = {"opening the files": 1, **STAGES, **stages(_objective(options), only)}
+    with progress(work, "opening the files") as bar:
+        run = follow(
+            paths,
+            task=options.task,
+            text=_text(options),
+            trust=options.trust,
+            allow=options.allow_global,
+            only=only,
+            device=options.device,
+            seed=options.seed,
+            budget=options.budget,
+            keep=True,
+            progress=bar.stage,
+        )
     return Report(compose(run, f"{len(paths)} checkpoints, last {run.header['last']}", only), run)
+
+
+def _objective(options: argparse.Namespace) -> str | None:
+    """What makes the objective, if anything does."""
+    return options.task or options.text  # type: ignore[no-any-return]
+
+
+def _text(options: argparse.Namespace) -> Path | None:
+    return Path(options.text) if options.text else None
 
 
 def _require_runs(options: argparse.Namespace, paths: list[Path], runs: list[Path]) -> None:
@@ -89,8 +132,9 @@ def _require_runs(options: argparse.Namespace, paths: list[Path], runs: list[Pat
             expected=f"run folders, each with {HEADER}, or checkpoints of one run",
             attempt="each kind by itself",
         )
-    if options.task:
-        raise DiagnosticsError("--task goes with a checkpoint", given=f"the run folder {runs[0]}")
+    given = "--task" if options.task else "--text" if options.text else None
+    if given:
+        raise DiagnosticsError(f"{given} goes with a checkpoint", given=f"the run folder {runs[0]}")
     if options.budget is not None:
         raise DiagnosticsError(
             "--budget bounds what is measured on a checkpoint",

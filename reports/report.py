@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from diagnostics import DiagnosticsError
@@ -82,6 +82,7 @@ class Report:
         path: str | Path,
         *,
         task: str | None = None,
+        text: str | Path | None = None,
         trust: bool = False,
         allow: Sequence[str] = (),
         only: Collection[str] | None = None,
@@ -92,6 +93,8 @@ class Report:
             path: the file, or the folder.
             task: ``"file.py"``, ``"file.py:build"`` or ``"package.module:build"``: rebuilds the Objective from the
                 checkpoint, and so allows curvature, rates and units. Its code is run.
+            text: instead of a task, for a language model in a folder of Hugging Face: its loss on this file of text.
+                Needs transformers; nothing in the folder is run.
             trust: run the code that a pickle asks for. Only for files you would run as a program.
             allow: further global names that a pickle may import.
             only: chapters wanted.
@@ -101,7 +104,7 @@ class Report:
         """
         from probes.checkpoint.examine import examine
 
-        run = examine(Path(path), task=task, trust=trust, allow=allow, only=only)
+        run = examine(Path(path), task=task, text=_path(text), trust=trust, allow=allow, only=only)
         return cls(compose(run, str(path), only), run)
 
     @classmethod
@@ -110,6 +113,7 @@ class Report:
         paths: Sequence[str | Path],
         *,
         task: str | None = None,
+        text: str | Path | None = None,
         trust: bool = False,
         allow: Sequence[str] = (),
         only: Collection[str] | None = None,
@@ -123,6 +127,7 @@ class Report:
             paths: two or more files or folders, in any order.
             task: as for ``from_checkpoint``; with one, also the loss of each, and along the line from the first to
                 the last.
+            text: as for ``from_checkpoint``.
             trust: as for ``from_checkpoint``.
             allow: as for ``from_checkpoint``.
             only: chapters wanted; the path is ``"trajectory"``.
@@ -132,8 +137,50 @@ class Report:
         """
         from probes.checkpoint.trajectory import follow
 
-        run = follow([Path(path) for path in paths], task=task, trust=trust, allow=allow, only=only)
+        run = follow([Path(path) for path in paths], task=task, text=_path(text), trust=trust, allow=allow, only=only)
         return cls(compose(run, f"{len(paths)} checkpoints, last {run.header['last']}", only), run)
+
+    @classmethod
+    def at_matched_loss(
+        cls,
+        runs: Mapping[str, Sequence[str | Path]],
+        *,
+        task: str | None = None,
+        text: str | Path | None = None,
+        trust: bool = False,
+        allow: Sequence[str] = (),
+        only: Collection[str] | None = None,
+    ) -> Report:
+        """A comparison of checkpoints of several runs: one of each, where their losses are equal.
+
+        Every checkpoint's loss is taken. Of those within 5 % of each other the ones with the lowest loss are measured
+        and held against the first run's; where none are so near, the nearest, and the report says so.
+
+        Args:
+            runs: by its name, the checkpoints of each run, in any order.
+            task: as for ``from_checkpoint``; it, or a text, is needed, and must give the same data to all.
+            text: as for ``from_checkpoint``.
+            trust: as for ``from_checkpoint``.
+            allow: as for ``from_checkpoint``.
+            only: chapters wanted; None for weights, sharpness, rates, units, the noise scale and ranks.
+
+        Raises:
+            DiagnosticsError: fewer than two runs, no loss, or a checkpoint that cannot be used.
+
+        Source: Optimizers Qualitatively Alter Solutions And We Should Leverage This, arXiv 2507.12224.
+        """
+        from probes.checkpoint.matched import examine_matched
+        from reports.comparison.checkpoints import compose_checkpoints
+
+        branches = examine_matched(
+            {name: [Path(path) for path in paths] for name, paths in runs.items()},
+            task=task,
+            text=_path(text),
+            trust=trust,
+            allow=allow,
+            only=only,
+        )
+        return cls(compose_checkpoints(branches, only), *(one.run for one in branches))
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -179,6 +226,10 @@ class Report:
         from reports.render.terminal import to_terminal
 
         return to_terminal(self.document).rstrip("\n")
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given)
 
 
 def _html(document: Document) -> str:

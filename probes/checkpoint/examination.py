@@ -63,11 +63,12 @@ class Examination:
         self._begin("decomposing matrices")
         self._write("weights", _by_themselves(self._checkpoint, self._pages, self._part, seed))
 
-    def described(self, objective: Objective, optimizer: Optimizer | None) -> None:
+    def described(self, objective: Objective, optimizer: Optimizer | None, notes: Iterable[str] = ()) -> None:
         """Put down what a task has built."""
         self._header["device"] = device_name(objective.space.device)
         self._header["objective"] = describe_objective(objective)
         self._header["model"]["class"] = type(objective.model).__name__
+        self._header["notes"] += notes
         if optimizer is not None:
             self._header["optimizer"] = describe_optimizer(optimizer)
 

@@ -34,6 +34,7 @@ _LEFT_ALONE = (
     "scaler.pt",
     "training_args.bin",
 )
+_ENDINGS = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
 _LONGEST_JSON = 1 << 26
 _EXPECTED = "a file from torch.save, a .safetensors file, or a folder with weights under the names that libraries use"
 
@@ -114,6 +115,18 @@ def load_folder(folder: Path, load: Callable[[Path], Any]) -> Contents:
     return Contents(raw, tuple(files), tuple(notes))
 
 
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints that lie in a folder which is none itself: files with the usual endings, and folders.
+
+    Args:
+        folder: any folder.
+    """
+    if not folder.is_dir() or (folder / INDEX).is_file() or _weights(folder) is not None:
+        return []
+    entries = sorted(folder.iterdir())
+    return [one for one in entries if _is_checkpoint(one) or (one.is_file() and one.suffix in _ENDINGS)]
+
+
 def is_index(path: Path) -> bool:
     """Say whether a file is the list of the files that a model is kept in, by its name.
 
@@ -121,6 +134,26 @@ def is_index(path: Path) -> bool:
     True
     """
     return path.name.endswith(_INDEX)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a small JSON file beside the weights holds; nothing, where it is not there or holds no names.
+
+    Args:
+        path: the file.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    if not path.is_file():
+        return {}
+    if path.stat().st_size > _LONGEST_JSON:
+        raise CheckpointError(f"{path.name} is too large for what it should be", given=f"{path.stat().st_size:,} bytes")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as problem:
+        raise CheckpointError(f"{path.name} is damaged", given=printable(problem), expected="JSON") from problem
+    return content if isinstance(content, dict) else {}
 
 
 def _weights(folder: Path) -> Path | None:
@@ -132,8 +165,12 @@ def _weights(folder: Path) -> Path | None:
     return None
 
 
+def _is_checkpoint(entry: Path) -> bool:
+    return entry.is_dir() and ((entry / INDEX).is_file() or _weights(entry) is not None)
+
+
 def _shards(index: Path) -> list[Path]:
-    named = _json(index).get("weight_map")
+    named = read_json(index).get("weight_map")
     names = sorted({str(name) for name in named.values()}) if isinstance(named, dict) else []
     if not names:
         raise CheckpointError(
@@ -152,26 +189,16 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _architecture(folder: Path) -> Iterator[str]:
-    config = _json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    config = read_json(folder / "config.json")
     names = config.get("architectures")
     if isinstance(names, list) and names:
         yield f"config.json says {listed(tuple(str(name) for name in names))}"
 
 
 def _progress(folder: Path) -> dict[str, Any]:
-    state = _json(folder / "trainer_state.json") if (folder / "trainer_state.json").is_file() else {}
+    state = read_json(folder / "trainer_state.json")
     known = {"step": state.get("global_step"), "epoch": state.get("epoch")}
     return {key: value for key, value in known.items() if isinstance(value, int | float)}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > _LONGEST_JSON:
-        raise CheckpointError(f"{path.name} is too large for what it should be", given=f"{path.stat().st_size:,} bytes")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as problem:
-        raise CheckpointError(f"{path.name} is damaged", given=printable(problem), expected="JSON") from problem
-    return content if isinstance(content, dict) else {}
 
 
 def _foreign(folder: Path) -> tuple[str, str]:
@@ -192,10 +219,10 @@ def _foreign(folder: Path) -> tuple[str, str]:
             "a Megatron checkpoint, whose tensors are shared out among ranks",
             "convert it with Megatron's tools/checkpoint/convert.py, and pass the result",
         )
-    inside = [entry for entry in folder.iterdir() if entry.is_dir() and ((entry / INDEX).is_file() or _weights(entry))]
+    inside = [entry for entry in folder.iterdir() if _is_checkpoint(entry)]
     if inside:
         return "", "pass one of the checkpoints inside: " + listed(tuple(sorted(str(entry) for entry in inside)))
-    files = tuple(name for name in names if Path(name).suffix in (".pt", ".pth", ".ckpt", ".safetensors", ".bin"))
+    files = tuple(name for name in names if Path(name).suffix in _ENDINGS)
     if files:
         return "", f"pass one of the files inside: {listed(files)}"
     return "", "pass the weights file inside it, or a run folder to `diagnose`"

@@ -44,7 +44,7 @@ def build_task(
         DiagnosticsError: it cannot be found, fails, or returns something else.
     """
     place, name = _split(task)
-    where = nullcontext() if device is None else _device(device)
+    where = nullcontext() if device is None else named_device(device)
     with _importable(place):
         build = _find(task, place, name)
         try:
@@ -75,7 +75,12 @@ def _split(task: str) -> tuple[str, str]:
     return place, name or DEFAULT_NAME
 
 
-def _device(name: str) -> torch.device:
+def named_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        DiagnosticsError: torch knows none.
+    """
     try:
         return torch.device(name)
     except RuntimeError as problem:

@@ -62,8 +62,8 @@ def compose_runs(runs: Sequence[Contender], only: Collection[str] | None = None)
         findings=tuple(findings),
         figures=(*overlaid(runs, quantities), *against_loss(runs, quantities), *sweep_figure(swept)),
         facts=tuple((one.name, _where(one, document)) for one, document in zip(runs, documents, strict=True)),
-        methods=_methods(runs, documents, quantities),
-        skipped=_skipped(runs, documents),
+        methods=methods(runs, documents, quantities),
+        skipped=skipped(runs, documents),
         sheets=(
             Sheet("settings", "What was set differently", "", settings(runs), _SAME),
             strip(runs, documents),
@@ -105,7 +105,7 @@ def _where(one: Contender, document: Document) -> str:
     return folder + document.summary
 
 
-def _methods(runs: Sequence[Contender], documents: Sequence[Document], quantities: Sequence[Compared]) -> Table:
+def methods(runs: Sequence[Contender], documents: Sequence[Document], quantities: Sequence[Compared]) -> Table:
     """Which directions are better and why, and how the runs' own numbers were taken, the same methods together."""
     rows = [(f"{SOONER} at equal loss", "all", "lower is better", SOONER_WHY)] if quantities else []
     rows += [
@@ -125,7 +125,7 @@ def _methods(runs: Sequence[Contender], documents: Sequence[Document], quantitie
     return Table(("what", "runs", "which", "how, or why"), tuple(rows))
 
 
-def _skipped(runs: Sequence[Contender], documents: Sequence[Document]) -> Table:
+def skipped(runs: Sequence[Contender], documents: Sequence[Document]) -> Table:
     """What was not measured, the same reasons together."""
     shared: dict[tuple[str, str, str], list[tuple[str, str]]] = defaultdict(list)
     for run, document in zip(runs, documents, strict=True):

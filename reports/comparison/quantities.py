@@ -96,7 +96,7 @@ def _stability(probe: str, run: Run) -> Series:
     return _NOTHING if realised(run) else ratios(run, probe)
 
 
-def _median(probe: str, name: str, run: Run) -> Series:
+def median_of(probe: str, name: str, run: Run) -> Series:
     """The middle one of the layers at each step."""
     layers = matrices(run, name) if probe == "learning_rate" else run.layers(probe, name)
     return _over_layers([run.series(probe, name, layer) for layer in layers], numpy.median)
@@ -164,10 +164,10 @@ _FIXED: tuple[Quantity, ...] = (
     Quantity("noise scale of the steps", "Gradients", *_by(_whole, "noise_stream", "simple"), log=True),
     Quantity("mean cosine of gradients", "Gradients", *_by(_whole, "gradient_alignment", "mean_cosine")),
     Quantity("gradient norm", "Gradients", *_by(_whole, "gradient_curvature", "gradient_norm"), log=True),
-    Quantity("relative update", "Steps", *_by(_median, "learning_rate", "relative_update"), log=True),
-    Quantity("effective learning rate", "Steps", *_by(_median, "learning_rate", "effective"), log=True),
-    Quantity("rotation per step", "Steps", *_by(_median, "learning_rate", "rotation"), log=True),
-    Quantity("weight norm", "Steps", *_by(_median, "learning_rate", "weight_norm")),
+    Quantity("relative update", "Steps", *_by(median_of, "learning_rate", "relative_update"), log=True),
+    Quantity("effective learning rate", "Steps", *_by(median_of, "learning_rate", "effective"), log=True),
+    Quantity("rotation per step", "Steps", *_by(median_of, "learning_rate", "rotation"), log=True),
+    Quantity("weight norm", "Steps", *_by(median_of, "learning_rate", "weight_norm")),
     Quantity(
         *("share of dead units", "Units", "units", partial(_share, "dead"), "lower"),
         "a dead unit passes nothing on and gets no gradient, on any example",
@@ -177,9 +177,9 @@ _FIXED: tuple[Quantity, ...] = (
         "a dormant unit adds next to nothing to what its layer says (arXiv 2302.12902)",
     ),
     Quantity("share of saturated units", "Units", "units", partial(_share, "saturated")),
-    Quantity("effective rank of features", "Features", *_by(_median, "ranks", "effective_rank")),
-    Quantity("likeness of tokens", "Features", *_by(_median, "ranks", "token_similarity")),
-    Quantity("entropy of attention", "Features", *_by(_median, "attention", "entropy")),
+    Quantity("effective rank of features", "Features", *_by(median_of, "ranks", "effective_rank")),
+    Quantity("likeness of tokens", "Features", *_by(median_of, "ranks", "token_similarity")),
+    Quantity("entropy of attention", "Features", *_by(median_of, "attention", "entropy")),
     Quantity(
         *("plasticity", "Features", *_by(_whole, "plasticity", "ratio"), "higher"),
         "1 is what a fresh network learns of new targets in the same steps (arXiv 2303.01486)",

@@ -201,6 +201,8 @@ def _without_ratio(run: Run, loss: Series) -> Finding | None:
     if reason is None:
         return None
     advice = ("An Objective (model, loss, data) and the optimizer are what it needs.",)
+    if reason == "no optimizer was given":
+        advice = ("Pass --task task.py, whose build(checkpoint) returns (Objective, optimizer).",)
     if reason.startswith(("the budget", "interrupted")):
         advice = ("Give it more time: a larger --budget, or none.",)
     return unmeasured(ID, "Stability", reason, advice, CITATION)

@@ -7,6 +7,7 @@ from reports.chapter import Chapter
 from reports.trajectory.figures import figures
 from reports.trajectory.line import barrier, line_figure
 from reports.trajectory.loss import earlier_is_better, loss_figure
+from reports.trajectory.plane import plane_figure
 from reports.trajectory.still import unchanged
 from reports.trajectory.turning import turned_back
 
@@ -19,4 +20,4 @@ def read(run: Run) -> Chapter:
     if len(run.series("trajectory", "displacement")) < 2:
         return Chapter()
     findings = tuple(finding for part in FINDINGS for finding in part(run))
-    return Chapter(findings, (*figures(run), *loss_figure(run), *line_figure(run)))
+    return Chapter(findings, (*figures(run), *plane_figure(run), *loss_figure(run), *line_figure(run)))

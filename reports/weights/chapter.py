@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from probes.checkpoint import Format
 from probes.run import Run
 from reports.chapter import Chapter, unmeasured
 from reports.finding import Finding
@@ -38,15 +39,17 @@ def read(run: Run) -> Chapter:
         return Chapter()
     findings = [finding for part in FINDINGS for finding in part(run)]
     if not run.header.get("task"):
-        findings.append(_curvature())
+        findings.append(_curvature(run))
     return Chapter(tuple(findings), tuple(figure for part in FIGURES for figure in part(run)))
 
 
-def _curvature() -> Finding:
+def _curvature(run: Run) -> Finding:
+    folder = f", {Format.FOLDER}" in str(run.header.get("file"))
+    text = ("Of a language model in a folder of Hugging Face, --text FILE is enough.",) if folder else ()
     return unmeasured(
         "sharpness/regime",
         "Curvature",
         "a checkpoint alone has no loss and no data",
-        ("Pass --task task.py, whose build(checkpoint) returns an Objective, or (Objective, optimizer).",),
+        ("Pass --task task.py, whose build(checkpoint) returns an Objective, or (Objective, optimizer).", *text),
         STABILITY_CITATION,
     )

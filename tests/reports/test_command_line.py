@@ -291,7 +291,7 @@ def test_several_runs_are_compared_and_several_checkpoints_are_a_path(
     for given, words in (
         ([runs[0], files[0]], "not compared with each other"),
         ([*runs, "--task", "task.py"], "--task goes with a checkpoint"),
-        ([*files, "--budget", "5m"], "one checkpoint"),
+        ([*runs, "--text", "corpus.txt"], "--text goes with a checkpoint"),
         ([files[0], "--probes", "trajectory"], "one checkpoint is no path"),
         ([runs[0], str(tmp_path / "gone")], "gone does not exist"),
     ):
@@ -313,3 +313,31 @@ def test_a_budget_does_not_go_with_a_run(tmp_path: Path, capsys: pytest.CaptureF
     RunWriter(tmp_path / "run", {"schema_version": 1}, None).close()
     assert main([str(tmp_path / "run"), "--budget", "5m"]) == 2
     assert "Monitor(..., budget=0.05)" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_text_goes_with_a_folder_of_hugging_face_and_no_task(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "corpus.txt"
+    text.write_text("some text", encoding="utf-8")
+    for arguments, words in (
+        ([checkpoint, "--text", text], "a text needs a folder of Hugging Face"),
+        ([checkpoint, "--text", tmp_path / "gone.txt"], "cannot be read"),
+        ([checkpoint, "--text", text, "--task", task(tmp_path)], "give one"),
+    ):
+        assert main([str(argument) for argument in arguments]) == 2
+        assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_folder_that_asks_for_its_own_code_is_code_4(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, text = tmp_path / "model", tmp_path / "corpus.txt"
+    folder.mkdir()
+    checkpoint.rename(folder / "pytorch_model.bin")
+    (folder / "config.json").write_text('{"auto_map": {"AutoModel": "theirs.Model"}}', encoding="utf-8")
+    text.write_text("some text", encoding="utf-8")
+    assert main([str(folder), "--text", str(text), "--trust"]) == 4
+    assert "auto_map: theirs.Model" in " ".join(capsys.readouterr().err.split())
+    # Without a text nothing of it is needed.
+    assert main([str(folder)]) == 0

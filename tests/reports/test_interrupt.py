@@ -119,6 +119,49 @@ def test_what_was_asked_for_and_not_reached_is_code_3(
     assert "units: the budget of 0.5 s was spent" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.fixture
+def path(tmp_path: Path, checkpoint: Path) -> list[str]:
+    """Two checkpoints of one run."""
+    torch.manual_seed(1)
+    later = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Identity(), nn.Linear(8, 1)).state_dict()
+    torch.save({"model": later, "step": 9}, tmp_path / "later.pt")
+    return [str(checkpoint), str(tmp_path / "later.pt")]
+
+
+def test_a_budget_bounds_a_path_too(tmp_path: Path, path: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    # The loss of the first checkpoint is had, that of the second is waited for.
+    arguments = [*path, "--task", slow_task(tmp_path, seconds=60.0, after=1), "--budget", "2s", "--json", "-"]
+    assert main(arguments) == 0
+    report = json.loads(capsys.readouterr().out)
+    reasons = {row[0]: row[-1] for row in report["skipped"]["rows"]}
+    assert any("spent while measuring the losses" in reason for reason in reasons.values())
+    assert any("sharpness" in what for what in reasons)
+    facts = {fact["name"]: fact["value"] for fact in report["facts"]}
+    assert facts["budget"].startswith("2 s for measuring, of which 2")
+    levels = {finding["id"]: finding["level"] for finding in report["findings"]}
+    assert levels["weights/finite"] == "ok"
+    assert levels["sharpness/regime"] == "unmeasured"
+    assert "trajectory-steps" in [figure["id"] for figure in report["figures"]], "the weights come first"
+
+
+@pytest.mark.parametrize(("calls", "stage"), [(1, "measuring the losses"), (2, "measuring the barrier")])
+def test_ctrl_c_on_a_path_keeps_what_was_read_along_it(
+    calls: int, stage: str, tmp_path: Path, path: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = Path(slow_task(tmp_path, seconds=0.0))
+    stop = f"        if CALLS.stat().st_size > {calls}:\n            raise KeyboardInterrupt\n        return x"
+    task.write_text(task.read_text(encoding="utf-8").replace("        return x", stop), encoding="utf-8")
+    assert main([*path, "--task", str(task), "--json", "-"]) == 130
+    out, err = capsys.readouterr()
+    assert f"interrupted while {stage}" in " ".join(err.split())
+    report = json.loads(out)
+    levels = {finding["id"]: finding["level"] for finding in report["findings"]}
+    assert levels["weights/finite"] == "ok"
+    assert levels["sharpness/regime"] == "unmeasured"
+    assert ("trajectory-loss" in [figure["id"] for figure in report["figures"]]) == (calls == 2)
+    assert any(f"interrupted while {stage}" in row[-1] for row in report["skipped"]["rows"])
+
+
 def test_a_seed_repeats_what_a_task_draws(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     task = slow_task(tmp_path, seconds=0.0)
 
@@ -132,14 +175,11 @@ def test_a_seed_repeats_what_a_task_draws(tmp_path: Path, checkpoint: Path, caps
     assert torch.equal(torch.get_rng_state(), state), "nobody else's numbers are moved"
 
 
-def test_a_seed_is_that_of_a_path_too(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.manual_seed(1)
-    later = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Identity(), nn.Linear(8, 1)).state_dict()
-    torch.save({"model": later, "step": 9}, tmp_path / "later.pt")
-    task, files = slow_task(tmp_path, seconds=0.0), [str(checkpoint), str(tmp_path / "later.pt")]
+def test_a_seed_is_that_of_a_path_too(tmp_path: Path, path: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    task = slow_task(tmp_path, seconds=0.0)
 
     def losses(seed: str) -> list[object]:
-        main([*files, "--task", task, "--probes", "trajectory", "--seed", seed, "--json", "-", "--fail-on", "never"])
+        main([*path, "--task", task, "--probes", "trajectory", "--seed", seed, "--json", "-", "--fail-on", "never"])
         figures = json.loads(capsys.readouterr().out)["figures"]
         return [figure["table"]["rows"] for figure in figures if "loss" in str(figure["table"]["columns"])]
 

@@ -159,6 +159,33 @@ def test_a_task_with_other_data_for_each_checkpoint_gets_no_losses(tmp_path):
     assert "other batches for each checkpoint" in findings["trajectory/loss"].claim
 
 
+def test_the_loss_is_drawn_on_the_plane_of_the_path(tmp_path, task):
+    paths = _trained(tmp_path)
+    report, _ = _findings(paths, task=task, only=["trajectory"])
+    (figure,) = [figure for figure in report.document.figures if figure.id == "trajectory-plane"]
+    assert figure.table.columns == ("first direction", "second direction", "loss")
+    assert len(figure.table.rows) == 121
+    explained = [report.run.last("trajectory", f"explained_{name}").value for name in ("first", "second")]
+    assert report.run.last("trajectory", "plane").value == pytest.approx(sum(explained), rel=1e-5)
+    assert report.save(tmp_path / "report.html").exists()
+    assert report.save(tmp_path / "report.pdf").exists()
+    few, _ = _findings(paths[:2], task=task, only=["trajectory"])
+    assert "trajectory-plane" not in [figure.id for figure in few.document.figures]
+
+
+def test_a_path_that_is_a_line_has_no_plane_and_says_so(tmp_path, task):
+    state = _model().state_dict()
+    for step in range(3):
+        torch.save(
+            {"model": {name: tensor * (1 + step) for name, tensor in state.items()}, "step": step},
+            tmp_path / f"{step}.pt",
+        )
+    report, _ = _findings([tmp_path / f"{step}.pt" for step in range(3)], task=task, only=["trajectory"])
+    (record,) = [record for record in report.run.of("trajectory", "plane")]
+    assert record.status == "skipped"
+    assert "straight line" in record.note
+
+
 def test_the_last_checkpoint_is_examined_as_by_itself_and_everything_renders(tmp_path):
     report = Report.from_checkpoints(_trained(tmp_path))
     assert "weights/finite" in {finding.id for finding in report.findings}
