@@ -94,6 +94,8 @@ from diagnostics.stability.gradient_flow import HessianAt as HessianAt
 from diagnostics.stability.gradient_flow import gradient_flow_sharpness as gradient_flow_sharpness
 from diagnostics.stability.noise_interaction import gradient_noise_interaction as gradient_noise_interaction
 from diagnostics.stability.noise_interaction import interaction_aware_sharpness as interaction_aware_sharpness
+from diagnostics.stability.sgd_coherence import SgdCoherence as SgdCoherence
+from diagnostics.stability.sgd_coherence import sgd_coherence as sgd_coherence
 from diagnostics.stability.sharpening import SharpeningRate as SharpeningRate
 from diagnostics.stability.sharpening import sharpening_rate as sharpening_rate
 from diagnostics.stability.sharpness import Stability as Stability
