@@ -108,6 +108,8 @@ from diagnostics.stability.threshold import threshold as threshold
 from diagnostics.stability.trace_bound import trace_ratio as trace_ratio
 from diagnostics.tangent_kernel.curvature import KernelCurvature as KernelCurvature
 from diagnostics.tangent_kernel.curvature import kernel_curvature as kernel_curvature
+from diagnostics.tangent_kernel.fisher_jacobian import FisherJacobian as FisherJacobian
+from diagnostics.tangent_kernel.fisher_jacobian import fisher_jacobian as fisher_jacobian
 from diagnostics.tangent_kernel.inputs import InputJacobian as InputJacobian
 from diagnostics.tangent_kernel.inputs import input_jacobian as input_jacobian
 from diagnostics.tangent_kernel.kernel import TangentKernel as TangentKernel

@@ -10,8 +10,8 @@ that. Where every example is in a batch by itself with chance B/N, E‖Δ‖² g
 
     η ≥ 2/λ₁(H)   or   η ≥ σ / (λ₁(H) √(N/B − 1)),
 
-for λ₁(S) ≥ N λ₁(H), so that the second makes η max_i λ₁(H_i) √(N/B − 1)/N ≥ 1: the noise of one example alone is enough.
-It is sufficient, and often far from necessary. What decides, for batches of B different examples, is
+for λ₁(S) ≥ N λ₁(H), so that the second makes η max_i λ₁(H_i) √(N/B − 1)/N ≥ 1: the noise of one example alone is
+enough. It is sufficient, and often far from necessary. What decides, for batches of B different examples, is
 
     1/η* = λmax(P^-½ Q P^-½),   P M = H M + M H,   Q M = (1 − p) H M H + p/N Σ_i H_i M H_i,   p = (N − B)/(B(N − 1)),
 
