@@ -312,6 +312,10 @@ def test_variation_over_draws() -> None:
     found = kernel_variation(kernels)
     assert abs(float(found) - 0.25) < 3 * found.error
     assert found.error < 0.05
+    assert "heavy tails" not in found.how
+    # e^{s²} − 1 = 9.4 of log-normal kernels, which few of them know nothing of.
+    heavy = [given(torch.full((3, 3), float(torch.exp(1.53 * torch.randn(1, generator=generator))))) for _ in range(48)]
+    assert "heavy tails" in kernel_variation(heavy).how
     with pytest.raises(DiagnosticsError, match="too few"):
         kernel_variation(kernels[:3])
     with pytest.raises(DiagnosticsError, match="different examples"):
