@@ -13,6 +13,7 @@ from diagnostics import (
     DiagnosticsError,
     Objective,
     TangentKernel,
+    fisher_jacobian,
     input_jacobian,
     kernel_curvature,
     kernel_layers,
@@ -21,6 +22,7 @@ from diagnostics import (
     linearisation,
     ntk,
     residuals,
+    sgd_coherence,
     telescoped,
 )
 from tests.cases import CASES
@@ -358,6 +360,8 @@ def test_training_with_every_measure_in_every_step_is_bit_identical() -> None:
                 linearisation(objective, -objective.gradient())
                 kernel_curvature(objective, kernel=kernel)
                 input_jacobian(objective)
+                fisher_jacobian(objective, kernel=ntk(objective))
+                sgd_coherence(objective, 4)
             optimizer.step()
         state = [value for one in optimizer.state.values() for value in one.values()]
         ends.append([*model.state_dict().values(), *(p.grad for p in model.parameters()), *state, torch.rand(3)])
