@@ -94,6 +94,8 @@ from diagnostics.stability.gradient_flow import HessianAt as HessianAt
 from diagnostics.stability.gradient_flow import gradient_flow_sharpness as gradient_flow_sharpness
 from diagnostics.stability.noise_interaction import gradient_noise_interaction as gradient_noise_interaction
 from diagnostics.stability.noise_interaction import interaction_aware_sharpness as interaction_aware_sharpness
+from diagnostics.stability.sgd_coherence import SgdCoherence as SgdCoherence
+from diagnostics.stability.sgd_coherence import sgd_coherence as sgd_coherence
 from diagnostics.stability.sharpening import SharpeningRate as SharpeningRate
 from diagnostics.stability.sharpening import sharpening_rate as sharpening_rate
 from diagnostics.stability.sharpness import Stability as Stability
@@ -106,6 +108,8 @@ from diagnostics.stability.threshold import threshold as threshold
 from diagnostics.stability.trace_bound import trace_ratio as trace_ratio
 from diagnostics.tangent_kernel.curvature import KernelCurvature as KernelCurvature
 from diagnostics.tangent_kernel.curvature import kernel_curvature as kernel_curvature
+from diagnostics.tangent_kernel.fisher_jacobian import FisherJacobian as FisherJacobian
+from diagnostics.tangent_kernel.fisher_jacobian import fisher_jacobian as fisher_jacobian
 from diagnostics.tangent_kernel.inputs import InputJacobian as InputJacobian
 from diagnostics.tangent_kernel.inputs import input_jacobian as input_jacobian
 from diagnostics.tangent_kernel.kernel import TangentKernel as TangentKernel

@@ -1,10 +1,13 @@
 """How much the tangent kernel depends on the draw of the weights: Gaussian weights against orthogonal ones.
 
 Theory of wide networks speaks of the mean kernel. With Gaussian weights a single deep network has a kernel of its own:
-the relative variance over draws grows with depth over width, and at a depth of 24 layers of width 30 it is larger
-than one. With orthogonal weights the same networks have nearly the same kernel at every depth.
+the relative variance over draws grows with depth over width, and with 80 layers of width 30 it is larger than one. With
+orthogonal weights the same networks have nearly the same kernel at every depth.
 
-Hanin and Nica, arXiv 1909.05989; Day et al., arXiv 2310.07765. Takes some ten seconds.
+So large a variance is carried by a few kernels, and sixteen draws hold few of them: at depth 80 they say anything from
+2 to 15, and most often less than the 9.7 of 48,000 draws. That of 24 layers is 1.4, that of 8 layers .3.
+
+Hanin and Nica, arXiv 1909.05989; Day et al., arXiv 2310.07765. Takes some twenty seconds.
 """
 
 import torch
@@ -13,7 +16,7 @@ from torch import nn
 from diagnostics import Estimate, Objective, kernel_variation, ntk
 
 WIDTH, DRAWS = 30, 16
-DEPTHS = (2, 8, 24)
+DEPTHS = (2, 8, 80)
 
 
 def network(depth: int, orthogonal: bool, seed: int) -> nn.Sequential:
@@ -45,5 +48,5 @@ if __name__ == "__main__":
         print(f"{depth:5}   {found[depth, False]!s:>39}   {found[depth, True]!s:>12}")
     assert float(found[2, False]) < 0.1
     assert float(found[8, False]) > 3 * float(found[2, False]), "Gaussian weights: it grows with depth"
-    assert float(found[24, False]) > 2 * float(found[8, False])
+    assert float(found[80, False]) > 1 > 2 * float(found[8, False])
     assert all(float(found[depth, True]) < 0.013 for depth in DEPTHS), "orthogonal weights: it does not"

@@ -47,10 +47,11 @@ def last_update(updates: Mapping[str, TensorUpdate], objective: Objective) -> Te
     """Δ, shape (P,), of the step just taken, in the objective's order; what does not train has not moved.
 
     Raises:
-        DiagnosticsError: there was no step yet, or it moved nothing.
+        DiagnosticsError: there was no step yet, the check was not due before it (as the one at the end of a run may not
+            be), or it moved nothing.
     """
     if not updates:
-        raise DiagnosticsError("no update yet", expected="at least one optimizer step")
+        raise DiagnosticsError("no update was kept", expected="a check that is due right after an optimizer step")
     with torch.inference_mode(False), torch.no_grad():
         update = objective.space.flatten(
             updates[name].delta() if name in updates else torch.zeros_like(tensor)

@@ -126,7 +126,9 @@ def _what(records: list[Record]) -> str:
     names = []
     for record in records:
         name = "" if record.name == "measurement" else record.name
-        names.append(" ".join(part for part in (record.probe, name, record.layer) if part).replace("_", " "))
+        # Names of layers are left as the model has them.
+        words = (part.replace("_", " ") for part in (record.probe, name))
+        names.append(" ".join(part for part in (*words, record.layer) if part))
     names = list(dict.fromkeys(names))
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more

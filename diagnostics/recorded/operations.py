@@ -250,6 +250,27 @@ def _group_norm(
     return call.spread(torch.cat(rows).to(input.dtype), (1, channels))
 
 
+def _instance_norm(
+    call: Call,
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Contribution:
+    if call.operand is bias:
+        return call.channels(call.gradient)
+    if call.operand is not weight:
+        raise UnknownOperationError
+    # Statistics of the input would move the running ones.
+    mean, variance = (None, None) if use_input_stats else (running_mean, running_var)
+    standard = F.instance_norm(input.detach(), mean, variance, None, None, use_input_stats, momentum, eps)
+    return call.channels(call.gradient * standard)
+
+
 def _batch_norm(
     call: Call,
     input: Tensor,
@@ -324,6 +345,7 @@ def _table() -> dict[Callable[..., Any], Handler]:
         _layer_norm: ("layer_norm",),
         _rms_norm: ("rms_norm",),
         _group_norm: ("group_norm",),
+        _instance_norm: ("instance_norm",),
         _batch_norm: ("batch_norm",),
         _added: ("add", "__add__", "__radd__"),
         _added_in_place: ("add_", "__iadd__"),
@@ -337,7 +359,8 @@ def _table() -> dict[Callable[..., Any], Handler]:
     table: dict[Callable[..., Any], Handler] = {}
     for handler, names in named.items():
         # torch.layer_norm and its like take their arguments in another order than the functions of torch.nn.
-        owners = (F,) if handler in (_embedding, _layer_norm, _group_norm, _batch_norm) else (F, torch, Tensor)
+        reordered = (_embedding, _layer_norm, _group_norm, _instance_norm, _batch_norm)
+        owners = (F,) if handler in reordered else (F, torch, Tensor)
         for owner in owners:
             for name in names:
                 if hasattr(owner, name):

@@ -21,7 +21,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, resolve_name
 
-WHOLE: set[object] = {F.embedding, F.layer_norm, F.rms_norm, F.group_norm, F.batch_norm}
+WHOLE: set[object] = {F.embedding, F.layer_norm, F.rms_norm, F.group_norm, F.instance_norm, F.batch_norm}
 """Functions written in Python that are known as they are, and not opened."""
 
 

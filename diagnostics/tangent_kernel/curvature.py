@@ -19,15 +19,10 @@ from torch import Tensor
 from diagnostics.arguments import require_objective
 from diagnostics.curvature.eigen.eigenpairs import top_eigenpairs
 from diagnostics.curvature.operators import GaussNewton
-from diagnostics.errors import DiagnosticsError
 from diagnostics.estimate import Estimate, exact
 from diagnostics.objective import Objective
-from diagnostics.output_loss import OutputLoss
-from diagnostics.quiet import quiet
-from diagnostics.recorded.examples import lengths
-from diagnostics.tangent_kernel.alignment import require_within
 from diagnostics.tangent_kernel.kernel import TangentKernel
-from diagnostics.tangent_kernel.ntk import ntk
+from diagnostics.tangent_kernel.weighted import full_kernel, weighted
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,29 +74,8 @@ def kernel_curvature(
         True
     """
     require_objective(objective)
-    kernel = ntk(objective) if kernel is None else kernel
-    require_within(kernel, "curvature")
-    count = sum(lengths(objective))
-    if kernel.outputs != "full" or kernel.examples != count:
-        raise DiagnosticsError(
-            "the kernel is not the full one of this objective",
-            given=f"{kernel.outputs}, {kernel.examples} examples",
-            expected=f"ntk(objective), {count} examples",
-        )
-    roots = []
-    with quiet(objective.model, objective.mode):
-        for index, (weight, examples) in enumerate(zip(objective.weights, lengths(objective), strict=True)):
-            at = objective.batch_outputs(index, [value.requires_grad_() for value in objective.space.values()])
-            roots.append(weight**0.5 * _root(_middle(at, examples)))
-    width, rows = kernel.classes, 0
-    product = kernel.matrix.clone()
-    for root in roots:
-        for block in root.to(product):
-            span = slice(rows, rows + width)
-            product[span] = block @ product[span]
-            product[:, span] = product[:, span] @ block
-            rows += width
-    values = torch.linalg.eigvalsh(product).flip(0)
+    kernel = full_kernel(objective, kernel)
+    values = torch.linalg.eigvalsh(weighted(objective, kernel)).flip(0)
     largest = exact(float(values[0]), f"all eigenvalues; {kernel.how}")
     if not check:
         return KernelCurvature(values, largest, None, None)
@@ -111,32 +85,3 @@ def kernel_curvature(
     apart = abs(largest.value - iterated.value) / iterated.value if iterated.value else math.nan
     disagreement = Estimate(apart, residual / iterated.value if iterated.value else math.nan, "residual", route)
     return KernelCurvature(values, largest, iterated, disagreement)
-
-
-def _middle(at: OutputLoss, examples: int) -> Tensor:
-    """∂²ℓ/∂f² for each example, (n, C, C), in float64."""
-    by_formula = at.hessian()
-    width = at.outputs.numel() // examples
-    columns = []
-    for place in range(width):
-        unit = torch.zeros(examples, width, dtype=at.outputs.dtype, device=at.outputs.device)
-        unit[:, place] = 1.0
-        columns.append(by_formula(unit.view_as(at.outputs)).detach().reshape(examples, width).double())
-    return torch.stack(columns, 2)
-
-
-def _root(middle: Tensor) -> Tensor:
-    """Square roots of symmetric matrices.
-
-    Raises:
-        DiagnosticsError: one has a negative eigenvalue beyond rounding.
-    """
-    values, vectors = torch.linalg.eigh((middle + middle.mT) / 2)
-    if float(values.min()) < -1e-5 * float(values.abs().max()):
-        raise DiagnosticsError(
-            "the loss is not convex in the outputs",
-            given=f"curvature {float(values.min()):.3g}",
-            expected="a loss such as mean squared error or cross-entropy",
-        )
-    root: Tensor = vectors @ torch.diag_embed(values.clamp_min(0.0).sqrt()) @ vectors.mT
-    return root

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -66,7 +67,37 @@ def input_jacobian(objective: Objective) -> InputJacobian:
     return InputJacobian(found, mean(found.tolist(), f"{len(found)} examples; {objective.description}"))
 
 
+def jacobian_products(objective: Objective) -> Tensor:
+    """J_x J_xᵀ of each example, (N, C, C) in float64, for the outputs in the order of a full kernel.
+
+    Raises:
+        DiagnosticsError: as ``input_jacobian``.
+    """
+    found: list[Tensor] = []
+    with quiet(objective.model, objective.mode):
+        require_uncoupled(objective)
+        for index, count in enumerate(lengths(objective)):
+
+            def products(index: int = index, count: int = count) -> Tensor:
+                rows = torch.stack(list(_rows(objective, index, count)), 1)
+                return torch.stack([row.double() @ row.double().T for row in rows])
+
+            found.append(objective.placed(objective.space.values(), products))
+    return torch.cat(found)
+
+
 def _norms(objective: Objective, index: int, count: int) -> Tensor:
+    def squares() -> Tensor:
+        total = torch.zeros(count, dtype=torch.float64, device=objective.space.device)
+        for row in _rows(objective, index, count):
+            total += row.double().square().sum(1)
+        return total
+
+    return objective.placed(objective.space.values(), squares).sqrt().cpu()
+
+
+def _rows(objective: Objective, index: int, count: int) -> Iterator[Tensor]:
+    """∂f_c/∂x for all examples of a batch, (n, D), output by output."""
     batch = objective.fresh(index)
     form = objective.form
     inputs = batch[0] if isinstance(form, PairForm) else None
@@ -78,18 +109,10 @@ def _norms(objective: Objective, index: int, count: int) -> Tensor:
         )
     # A view of the leaf: models may begin with an operation in place.
     leaf = inputs.detach().requires_grad_()
-
-    def outputs() -> Tensor:
-        return flattened(form.outputs(objective.model, (leaf.clone(), batch[1])), count)
-
-    def squares() -> Tensor:
-        found = outputs()
-        total = torch.zeros(count, dtype=torch.float64, device=found.device)
-        for place in range(found.shape[1]):
-            if not found.requires_grad:
-                break
-            (part,) = torch.autograd.grad(found[:, place].sum(), leaf, retain_graph=True, materialize_grads=True)
-            total += part.reshape(count, -1).double().square().sum(1)
-        return total
-
-    return objective.placed(objective.space.values(), squares).sqrt().cpu()
+    outputs = flattened(form.outputs(objective.model, (leaf.clone(), batch[1])), count)
+    for place in range(outputs.shape[1]):
+        if outputs.requires_grad:
+            (row,) = torch.autograd.grad(outputs[:, place].sum(), leaf, retain_graph=True, materialize_grads=True)
+        else:
+            row = torch.zeros_like(leaf)
+        yield row.reshape(count, -1)

@@ -3,6 +3,10 @@
 It goes to zero as networks get wider, and grows with depth: with Gaussian weights like exp(depth/width), and hardly at
 all with orthogonal ones. Where it is large, theory of wide networks says nothing of a single network.
 
+A large one is mostly underestimated, interval and all: a few kernels much larger than the others make up the variance,
+and few draws hold none of them. Of tanh networks of width 30 with Gaussian weights and 80 layers it was 9.7 over 48,000
+draws (7.0 to 14 over each 4,000 of them), and over 16 draws 4.0 in the median, with nine of ten between 1.9 and 15.
+
 Source: Hanin and Nica, arXiv 1909.05989; Day et al., arXiv 2310.07765 (orthogonal weights).
 """
 
@@ -21,12 +25,16 @@ from diagnostics.tangent_kernel.kernel import TangentKernel
 FEWEST = 4
 """Kernels; with fewer there is no error."""
 
+LARGE = 0.5
+"""From here on tails are heavy: intervals from 16 to 256 kernels held 1.4 in 58 to 81 % of cases, 9.7 in 35 to 52 %."""
+
 
 def kernel_variation(kernels: Iterable[TangentKernel]) -> Estimate:
     """The relative variance of a kernel over independent draws of the network, with the jackknife's error.
 
     Args:
-        kernels: at least four, on the same examples; each may be made when its turn comes, as by a generator.
+        kernels: at least four, on the same examples; each may be made when its turn comes, as by a generator. Above
+            .5 hundreds are few, and ``how`` says so.
 
     Raises:
         DiagnosticsError: too few kernels, or of different examples or outputs; one that is not finite.
@@ -64,7 +72,10 @@ def kernel_variation(kernels: Iterable[TangentKernel]) -> Estimate:
     without = numpy.array([_relative(numpy.delete(stack, place, 0)) for place in range(count)])
     if not numpy.isfinite(without).all():
         return Estimate(math.nan, math.nan, "standard error", f"the mean kernel cannot be told from zero; {how}")
-    return jackknifed(_relative(stack), without, how)
+    value = _relative(stack)
+    if value > LARGE:
+        how = f"heavy tails, so that more kernels are likely to raise it beyond its error; {how}"
+    return jackknifed(value, without, how)
 
 
 def _relative(stack: numpy.ndarray) -> float:

@@ -53,7 +53,7 @@ MOVED = Gauge("moved", "‖θ − θ₀‖/‖θ₀‖", 0.1, 0.3)
 GAUGES = (LINEARISATION, DISTANCE, MOVED)
 
 LEAST = 1e-6
-"""The left end of the drawing."""
+"""The left end of the drawing, at the most."""
 
 MEANING = {
     "lazy": "Outputs have changed as those of the linear model that the network was at the start. It has learned with "
@@ -75,8 +75,9 @@ def regime(run: Run) -> list[Finding]:
     word = verdict(error.value, distance.value)
     where = {"lazy": "is lazy", "rich": "is rich", "between": "is between lazy and rich"}[word]
     claim = (
-        f"Training {where}: by step {error.step} the first-order prediction from step {first} misses the change of "
-        f"the outputs by {error.value:.2g} of it, and the kernel is {distance.value:.2g} from the one there"
+        f"Training {where}: by step {error.step} the first-order prediction from step {first} is off by "
+        f"{error.value:.2g} times the change of the outputs, and the kernel is at a distance of {distance.value:.2g} "
+        f"from the one of step {first}"
     )
     moved = run.last(PROBE, MOVED.name)
     if moved is not None and moved.value is not None:
@@ -143,16 +144,18 @@ def _later(series: Series, first: int) -> Series:
 
 def _draw(series: list[Series], canvas: Canvas) -> None:
     axes = canvas.subplots()
-    most = max([10.0, *(float(one.values.max()) for one in series if len(one))])
-    right = 10.0 ** math.ceil(math.log10(most) + 0.05)
+    # Wide enough for both zones of every row and for what was seen, so that nobody scrolls through an empty zone.
+    seen = [float(value) for one in series for value in one.values if value > 0]
+    left = max(LEAST, 10.0 ** math.floor(math.log10(min([DISTANCE.lazy, *seen])) - 0.05))
+    right = 10.0 ** math.ceil(math.log10(max([2.0, *seen])) + 0.05)
     axes.set_xscale("log")
-    axes.set_xlim(LEAST, right)
+    axes.set_xlim(left, right)
     axes.set_ylim(len(GAUGES) - 0.45, -0.75)
     for row, (gauge, one) in enumerate(zip(GAUGES, series, strict=True)):
         low, high = row - 0.32, row + 0.32
-        for left, end, color in ((LEAST, gauge.lazy, palette.SERIES[0]), (gauge.rich, right, palette.SERIES[1])):
-            axes.fill_betweenx([low, high], left, end, color=color, alpha=0.22, linewidth=0)
-        values = one.values.clip(LEAST * 1.3, right)
+        for begin, end, color in ((left, gauge.lazy, palette.SERIES[0]), (gauge.rich, right, palette.SERIES[1])):
+            axes.fill_betweenx([low, high], begin, end, color=color, alpha=0.22, linewidth=0)
+        values = one.values.clip(left * 1.3, right)
         axes.plot(values, [row] * len(values), color=palette.MUTED, linewidth=0.8, marker="o", markersize=2.5)
         if len(values):
             axes.plot(values[-1:], [row], "o", color=palette.INK, markersize=7)
@@ -164,7 +167,7 @@ def _draw(series: list[Series], canvas: Canvas) -> None:
                 ha="center",
                 fontsize=8.5,
             )
-    axes.text(LEAST * 1.3, -0.5, "lazy", color=palette.SERIES[0], fontsize=9, va="center")
+    axes.text(left * 1.3, -0.5, "lazy", color=palette.SERIES[0], fontsize=9, va="center")
     axes.text(right / 1.3, -0.5, "rich", color=palette.SERIES[1], fontsize=9, va="center", ha="right")
     axes.set_yticks(range(len(GAUGES)), [gauge.label for gauge in GAUGES])
     axes.grid(False, axis="y")

@@ -31,7 +31,7 @@ def spread(run: Run) -> list[Finding]:
         claim = f"The tangent kernel does not tell examples apart at step {last.step}: the gradients of their outputs "
         claim += "are the same"
     else:
-        claim = f"{last.value:.2g} of the trace of the tangent kernel tells examples apart at step {last.step}"
+        claim = f"{100 * last.value:.2g}% of the trace of the tangent kernel tells examples apart at step {last.step}"
     if rank is not None and rank.value is not None and rank.step == last.step:
         claim += f"; its effective rank is {rank.value:.3g}"
         examples = run.last(PROBE, "examples")
@@ -42,7 +42,7 @@ def spread(run: Run) -> list[Finding]:
             level="warn" if alike else "ok",
             claim=f"{claim}.",
             value=exact(last.value, method_of(last)),
-            threshold=f"warned of below {ALIKE:g}",
+            threshold=f"a share below {ALIKE:g}",
             meaning="A step moves the outputs of all examples alike, so that only their mean is learned."
             if alike
             else "What all gradients have in common moves all outputs alike; the rest is what examples are told apart "

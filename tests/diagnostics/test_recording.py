@@ -180,6 +180,10 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "layer norm of two dimensions": (lambda: normed(nn.LayerNorm((5, 4))), SEQUENCE),
     "rms norm": (lambda: normed(nn.RMSNorm(4)), SEQUENCE),
     "group norm": (lambda: normed(nn.GroupNorm(2, 4)), IMAGE),
+    "instance norm": (lambda: normed(nn.InstanceNorm2d(4, affine=True)), IMAGE),
+    "instance norm, running statistics": (
+        lambda: normed(nn.InstanceNorm1d(4, affine=True, track_running_stats=True)), images(4, 5)
+    ),
     "batch norm, eval": (lambda: normed(nn.BatchNorm2d(4)), IMAGE),
     "batch norm of vectors, eval": (lambda: normed(nn.BatchNorm1d(4)), images(4)),
     "addmm": (lambda: Of(lambda x, w, b: torch.addmm(b, x, w, beta=0.5, alpha=2.0), w=(4, 3), b=(3,)), images(4)),

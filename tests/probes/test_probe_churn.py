@@ -41,7 +41,10 @@ def test_each_record_is_the_churn_of_its_step(folder: Path) -> None:
 
 def test_the_first_state_has_no_update_and_outputs_must_be_seen(folder: Path, toy: Toy) -> None:
     (reading,) = Churn().measure(Moment(0, toy.model, toy.optimizer, toy.objective))
-    assert (reading.status, reading.note) == ("skipped", "no update yet; expected: at least one optimizer step")
+    assert (reading.status, reading.note) == (
+        "skipped",
+        "no update was kept; expected: a check that is due right after an optimizer step",
+    )
     hidden = Objective.from_loss(toy.model, lambda m, b: cross_entropy(m(b[0]), b[1]), [(toy.x, toy.y)])
     with Monitor(toy.model, toy.optimizer, hidden, out=folder, probes=[Churn()], every=1):
         toy.train(1)

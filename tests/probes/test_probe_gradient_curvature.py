@@ -160,7 +160,7 @@ def test_where_a_copy_cannot_step_the_last_update_is_used(toy: Toy) -> None:
             "there is no next step",
         ),
         (lambda toy, moment: toy.optimizer.param_groups[0].update(lr=-1.0), "critical_sharpness", "not positive"),
-        (_without_a_way_on, "step_ratio", "no update yet"),
+        (_without_a_way_on, "step_ratio", "no update was kept"),
     ],
 )
 def test_what_cannot_be_measured_says_why(change: Callable[..., Any], name: str, said: str) -> None:

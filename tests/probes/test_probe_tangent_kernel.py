@@ -29,7 +29,7 @@ def test_every_number_is_that_of_a_direct_call() -> None:
     first, theta = ntk(toy.objective, outputs="trace"), space.flatten(space.values())
     start = _readings(probe, Moment(0, toy.model, toy.optimizer, toy.objective))
     assert float(start["distance", None].value) == 0.0
-    assert "no update yet" in str(start["step_linearisation", None].note)
+    assert "no update was kept" in str(start["step_linearisation", None].note)
     assert ("linearisation", None) not in start
     toy.train(5)
     got = _readings(probe, Moment(5, toy.model, toy.optimizer, toy.objective))

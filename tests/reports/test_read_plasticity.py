@@ -151,6 +151,6 @@ def test_churn_is_told_and_never_alleged() -> None:
     chapter.figures[0].draw(Canvas())
     (moved,) = churn.read(run_of({("churn", "relative_change"): [0.2]})).findings
     assert "moved outputs by 0.2" in moved.claim
-    skipped = Record(step=0, time=0.0, probe="churn", name="changed", status="skipped", note="no update yet")
+    skipped = Record(step=0, time=0.0, probe="churn", name="changed", status="skipped", note="no update was kept")
     assert churn.read(Run({}, [skipped])).findings[0].level == "unmeasured"
     assert churn.read(Run({}, [])).findings == ()

@@ -143,6 +143,18 @@ def test_figures_draw_what_was_measured() -> None:
     assert "kernel-matrix" not in [figure.id for figure in chapter.read(broken).figures]
 
 
+@pytest.mark.parametrize(
+    ("error", "distance", "decades"), [(0.74, 0.2, (-3, 1)), (1e-2, 2e-5, (-6, 1)), (30, 9, (-3, 2))]
+)
+def test_the_gauge_is_as_wide_as_zones_and_numbers_need(
+    error: float, distance: float, decades: tuple[int, int]
+) -> None:
+    figures = {figure.id: figure for figure in chapter.read(run_of(quantities(error, distance))).figures}
+    canvas = Canvas()
+    figures["lazy-rich"].draw(canvas)
+    assert canvas.axes[0].get_xlim() == pytest.approx([10.0**end for end in decades])
+
+
 def test_what_was_not_measured_says_why_and_nobody_asked_means_nothing() -> None:
     record = Record(step=0, time=0.0, probe="tangent_kernel", name="distance", status="skipped", note="too large")
     other = Record(step=0, time=0.0, probe="tangent_kernel", name="residual", status="skipped", note="no outputs")

@@ -123,13 +123,13 @@ def test_one_reason_stands_once_and_short_with_all_that_it_kept_from_being_measu
         *(record(step, "learning_rate", "effective", note) for step in (10, 20)),
         *(record(step, "batch_sharpness", "ratio", note) for step in (10, 30)),
         record(40, "units", "measurement", off),
-        *(record(50, "learning_rate", "relative_update", "not finite", layer) for layer in "abcde"),
+        *(record(50, "learning_rate", "relative_update", "not finite", layer) for layer in ("a_b", *"bcde")),
     ]
     update = "learning rate relative update"
     assert Report.from_run(Run({}, records)).document.skipped.rows == (
         ("learning rate effective, batch sharpness ratio", "skipped", "3 times, steps 10 to 30", note[:31]),
         ("units", "skipped", "at step 40", f"{note[:31]} (switched off after 3 failures in a row)"),
-        (f"{update} a, {update} b, {update} c and 2 more", "skipped", "at step 50", "not finite"),
+        (f"{update} a_b, {update} b, {update} c and 2 more", "skipped", "at step 50", "not finite"),
     )
 
 
