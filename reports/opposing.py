@@ -150,8 +150,8 @@ def _finding(run: Run, checks: list[_Check], check: _Check, groups: _Groups | No
         level="warn" if check.swings else "ok",
         claim=f"{claim}, at step {check.step}{several}.",
         value=Estimate(check.carried, error, "residual", method_of(record)),
-        threshold=f"warned of above {MOST:.0%} and {BEYOND:g} times Gaussian, with cosine and correlation below "
-        f"{OPPOSED:g} and swings that last, in the last {RECENT} checks",
+        threshold=f"above {MOST:.0%} and {BEYOND:g} times Gaussian, with cosine and correlation below {OPPOSED:g} and "
+        f"swings that last, in the last {RECENT} checks, is reported",
         meaning=_meaning(check),
         advice=_advice(groups) if check.swings else (),
         evidence=() if groups is None else ("opposing-changes",),

@@ -50,7 +50,7 @@ def _path(run: Run) -> list[Figure]:
         Figure(
             id="trajectory-path",
             title="The path in its two principal directions",
-            caption=f"One point for each checkpoint, in units of weights; {told}, and what is missing to 100 % is not "
+            caption=f"One point for each checkpoint, in units of weights; {told}, and what is missing to 100% is not "
             f"seen here. Numbers: {_axis(run)}.",
             alt=f"Path of {len(first)} checkpoints in a plane; {told}.",
             draw=partial(_draw_path, first, second, known),
