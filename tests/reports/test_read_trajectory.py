@@ -181,7 +181,7 @@ def test_a_path_that_is_a_line_has_no_plane_and_says_so(tmp_path, task):
             tmp_path / f"{step}.pt",
         )
     report, _ = _findings([tmp_path / f"{step}.pt" for step in range(3)], task=task, only=["trajectory"])
-    (record,) = [record for record in report.run.of("trajectory", "plane")]
+    (record,) = report.run.of("trajectory", "plane")
     assert record.status == "skipped"
     assert "straight line" in record.note
 
