@@ -12,7 +12,9 @@ from mkdocs.structure.pages import Page
 from reports.arguments import main_parser
 
 ROOT = Path(__file__).resolve().parents[1]
-PICTURE = re.compile(r"^( *)\[!\[(?P<alt>.*)\]\((?P<picture>gallery/.*)-light\.png\)\]\((?P<report>.*)\)$", re.MULTILINE)
+PICTURE = re.compile(
+    r"^(?P<indent> *)\[!\[(?P<alt>.*)\]\((?P<picture>gallery/.*)-light\.png\)\]\((?P<report>.*)\)$", re.MULTILINE
+)
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
@@ -28,7 +30,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 def picture(match: re.Match[str]) -> str:
     """A picture for light pages and one for dark ones; a link where pictures could not be taken, or not even that."""
-    indent, alt, report = match[1], match["alt"], match["report"]
+    indent, alt, report = match["indent"], match["alt"], match["report"]
     if not (ROOT / "docs" / report).exists():
         return f"{indent}*`make docs` puts this report here.*"
     if not (ROOT / "docs" / f"{match['picture']}-light.png").exists():
