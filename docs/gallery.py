@@ -13,6 +13,7 @@ import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import torch
 from picture import CHROMIUM, DRIVER, chromium, photograph
 
 from reports import Report
@@ -38,6 +39,8 @@ REPORTS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 def main() -> None:
     """Run, report, and photograph."""
+    # These networks are too small for more than one core.
+    torch.set_num_threads(1)
     shutil.rmtree(TARGET, ignore_errors=True)
     TARGET.mkdir()
     with tempfile.TemporaryDirectory() as name:
