@@ -60,19 +60,20 @@ def train(times_lambda: float, folder: Path, steps: int = 200) -> tuple[list[flo
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as out:
-        for start in (1.5, 2.5, 3.5, 4.5):
-            losses, final, verdict = train(start, Path(out) / str(start))
-            rise = max(losses) / losses[0]
-            print(f"ηλ {start} → {final:.2f}: the loss rose ×{rise:.3g}, ended at {losses[-1]:.1e}. {verdict}.")
-            if start < 2:
-                assert rise < 1.01
-                assert losses[-1] < 1e-6
-            elif start < 4:
-                assert rise > 2, "steps are too long for the curvature at the start"
-                assert losses[-1] < 1e-6, "and yet it converges"
-                assert final < 2, "in a flatter place"
-                assert "flatter" in verdict
-            else:
-                assert not losses[-1] < 1e4
-                assert "diverged" in verdict
+    out = Path(tempfile.mkdtemp())
+    for start in (1.5, 2.5, 3.5, 4.5):
+        losses, final, verdict = train(start, out / str(start))
+        rise = max(losses) / losses[0]
+        print(f"ηλ {start} → {final:.2f}: the loss rose ×{rise:.3g}, ended at {losses[-1]:.1e}. {verdict}.")
+        if start < 2:
+            assert rise < 1.01
+            assert losses[-1] < 1e-6
+        elif start < 4:
+            assert rise > 2, "steps are too long for the curvature at the start"
+            assert losses[-1] < 1e-6, "and yet it converges"
+            assert final < 2, "in a flatter place"
+            assert "flatter" in verdict
+        else:
+            assert not losses[-1] < 1e4
+            assert "diverged" in verdict
+    print("the page:", Report.from_run(out / "2.5").save(out / "catapult.html"))

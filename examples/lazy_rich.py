@@ -73,16 +73,17 @@ def train(alpha: float, rank: int, folder: Path) -> tuple[dict[str, float], Find
 
 if __name__ == "__main__":
     seen, said, ranks = {}, {}, {}
-    with tempfile.TemporaryDirectory() as out:
-        for alpha in (0.2, 10.0, 30.0):
-            seen[alpha], said[alpha] = train(alpha, 64, Path(out) / f"scale-{alpha:g}")
-            line = "   ".join(f"{name} {value:7.2g}" for name, value in seen[alpha].items())
-            print(f"outputs × {alpha:<4g}  {line}")
-        for rank in (2, 8, 64):
-            ranks[rank] = train(1.0, rank, Path(out) / f"rank-{rank}")[0]["distance"]
-            print(f"hidden rank {rank:<2}   distance {ranks[rank]:7.2g}")
+    out = Path(tempfile.mkdtemp())
+    for alpha in (0.2, 10.0, 30.0):
+        seen[alpha], said[alpha] = train(alpha, 64, out / f"scale-{alpha:g}")
+        line = "   ".join(f"{name} {value:7.2g}" for name, value in seen[alpha].items())
+        print(f"outputs × {alpha:<4g}  {line}")
+    for rank in (2, 8, 64):
+        ranks[rank] = train(1.0, rank, out / f"rank-{rank}")[0]["distance"]
+        print(f"hidden rank {rank:<2}   distance {ranks[rank]:7.2g}")
     for alpha in (0.2, 30.0):
         print(f"outputs × {alpha:g}: {said[alpha].claim} {said[alpha].meaning}")
+    print("the page of the rich one:", Report.from_run(out / "scale-0.2").save(out / "rich.html"))
     assert "is rich" in said[0.2].claim
     assert "is lazy" in said[30.0].claim
     assert 5 < seen[10.0]["distance"] / seen[30.0]["distance"] < 13, "the kernel moves by 1/α, distances by 1/α²"

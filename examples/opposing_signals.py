@@ -64,17 +64,18 @@ def train(lr: float, folder: Path) -> tuple[list[float], Finding]:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as out:
-        print("learning rate   swing of zeros   of ones   correlation   share of the change")
-        found = {}
-        for lr in (0.4, 0.2, 0.05):
-            (zeros, ones, correlation, carried), finding = train(lr, Path(out) / str(lr))
-            found[lr] = zeros, ones, correlation, carried, finding
-            print(f"{lr:13g}   {zeros:14.4f}   {ones:7.4f}   {correlation:11.2f}   {carried:19.0%}")
+    out = Path(tempfile.mkdtemp())
+    print("learning rate   swing of zeros   of ones   correlation   share of the change")
+    found = {}
+    for lr in (0.4, 0.2, 0.05):
+        (zeros, ones, correlation, carried), finding = train(lr, out / str(lr))
+        found[lr] = zeros, ones, correlation, carried, finding
+        print(f"{lr:13g}   {zeros:14.4f}   {ones:7.4f}   {correlation:11.2f}   {carried:19.0%}")
     for lr, (*_, finding) in found.items():
         print(f"{lr:g}: {finding.level}. {finding.claim}")
     high, low = found[0.4], found[0.05]
     print(high[-1].advice[0])
+    print("the page:", Report.from_run(out / "0.4").save(out / "opposing.html"))
     assert high[2] < -0.9, "the losses of the two groups move in opposite directions"
     assert high[3] > 0.8, "two percent of the examples carry almost all of the change"
     assert high[4].level == "warn"
