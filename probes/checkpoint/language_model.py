@@ -29,6 +29,7 @@ MASKED = 0.15
 
 _IGNORED = -100
 _FOREIGN = 0.5
+_SAMPLE = 200
 _TOLERANCE = 1e-5
 
 
@@ -52,7 +53,7 @@ def language_model(
     """
     passages = read_passages(text, seed)
     opened = open_pretrained(checkpoint, device)
-    before, after = _frame(opened)
+    before, after = _frame(opened, passages.parts[0][:_SAMPLE])
     length = _length(opened) - len(before) - len(after)
     drawn = cut(passages, lambda part: _ids(opened.tokenizer, part), length, seed)
     notes = [_described(opened, text, passages, drawn, seed), *opened.notes, *_unknown(opened, drawn.tokens)]
@@ -82,10 +83,10 @@ def _ids(tokenizer: Any, text: str, special: bool = False) -> list[int]:
     return ids
 
 
-def _frame(opened: Pretrained) -> tuple[list[int], list[int]]:
-    """The tokens that the tokenizer puts before and after a text; none after one that goes on."""
-    bare, framed = (_ids(opened.tokenizer, "a", special) for special in (False, True))
-    for start in range(len(framed) - len(bare) + 1):
+def _frame(opened: Pretrained, text: str) -> tuple[list[int], list[int]]:
+    """The tokens that the tokenizer puts before and after a text; none after it for a causal model: it goes on."""
+    bare, framed = (_ids(opened.tokenizer, text, special) for special in (False, True))
+    for start in range(len(framed) - len(bare) + 1 if bare else 0):
         if framed[start : start + len(bare)] == bare:
             after = framed[start + len(bare) :]
             return framed[:start], after if opened.kind == "masked" else []
@@ -94,8 +95,9 @@ def _frame(opened: Pretrained) -> tuple[list[int], list[int]]:
 
 def _length(opened: Pretrained) -> int:
     config: Any = opened.model.config
-    context = getattr(config, "max_position_embeddings", None) or LENGTH
-    return min(LENGTH, int(context), int(opened.tokenizer.model_max_length))
+    known = (getattr(config, "max_position_embeddings", None), opened.tokenizer.model_max_length)
+    # Models without an end to their context say so by a number below 1, or none.
+    return min([LENGTH, *(int(one) for one in known if isinstance(one, int | float) and one > 0)])
 
 
 def _rows(ids: list[int], drawn: Sequences) -> Tensor:

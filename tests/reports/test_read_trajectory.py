@@ -78,7 +78,7 @@ def test_a_run_that_trains_has_nothing_to_warn_of(tmp_path, task):
     assert "ordered by the step that each checkpoint holds" in _note(report)
     assert report.run.series("trajectory", "loss").steps.tolist() == [0, 20, 40, 60, 80, 100]
     assert {figure.id for figure in report.document.figures} == {
-        f"trajectory-{name}" for name in ("path", "steps", "layers", "spectra", "loss", "line")
+        f"trajectory-{name}" for name in ("path", "steps", "layers", "spectra", "plane", "loss", "line")
     }
 
 
@@ -161,7 +161,7 @@ def test_a_task_with_other_data_for_each_checkpoint_gets_no_losses(tmp_path):
 
 def test_the_loss_is_drawn_on_the_plane_of_the_path(tmp_path, task):
     paths = _trained(tmp_path)
-    report, _ = _findings(paths, task=task, only=["trajectory"])
+    report, _ = _findings(paths, task=task)
     (figure,) = [figure for figure in report.document.figures if figure.id == "trajectory-plane"]
     assert figure.table.columns == ("first direction", "second direction", "loss")
     assert len(figure.table.rows) == 121
@@ -169,7 +169,7 @@ def test_the_loss_is_drawn_on_the_plane_of_the_path(tmp_path, task):
     assert report.run.last("trajectory", "plane").value == pytest.approx(sum(explained), rel=1e-5)
     assert report.save(tmp_path / "report.html").exists()
     assert report.save(tmp_path / "report.pdf").exists()
-    few, _ = _findings(paths[:2], task=task, only=["trajectory"])
+    few, _ = _findings(paths[:2], task=task)
     assert "trajectory-plane" not in [figure.id for figure in few.document.figures]
 
 
@@ -180,8 +180,8 @@ def test_a_path_that_is_a_line_has_no_plane_and_says_so(tmp_path, task):
             {"model": {name: tensor * (1 + step) for name, tensor in state.items()}, "step": step},
             tmp_path / f"{step}.pt",
         )
-    report, _ = _findings([tmp_path / f"{step}.pt" for step in range(3)], task=task, only=["trajectory"])
-    (record,) = report.run.of("trajectory", "plane")
+    report, _ = _findings([tmp_path / f"{step}.pt" for step in range(3)], task=task)
+    [record] = report.run.of("trajectory", "plane")
     assert record.status == "skipped"
     assert "straight line" in record.note
 
