@@ -26,6 +26,7 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
     "weights/finite": ("sharpness/", *_CURVATURE, "learning_rate/", *_ALIVE, "training/"),
     "units/dead_at_start": ("sharpness/", *_CURVATURE, "learning_rate/", *_ALIVE, "training/"),
     "sharpness/regime": (*_CURVATURE, "learning_rate/", *_ALIVE, "training/"),
+    "noise_scale/batch": ("noise_scale/", "units/dead", "training/loss", "ranks/"),
     "units/dead": (
         *("learning_rate/", "ranks/", "plasticity/", "tangent_kernel/", "training/loss"),
         *("units/gradient_dormant", "units/outliers"),

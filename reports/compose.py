@@ -76,7 +76,9 @@ def _diagnosis(findings: tuple[Finding, ...]) -> str:
         return "Nothing could be judged: " + findings[0].claim[0].lower() + findings[0].claim[1:]
     gaps = sum(finding.level == "unmeasured" for finding in findings)
     but = f", but {'one thing was' if gaps == 1 else f'{gaps} things were'} not measured" if gaps else ""
-    return f"Nothing calls for action{but}. {good.claim.partition(':')[0].rstrip('.')}."
+    loss = next((one for one in findings if one.id == "training/loss" and one is not good), None)
+    said = f" {loss.claim}" if loss is not None and loss.level == "ok" else ""
+    return f"Nothing calls for action{but}.{said} {good.claim.partition(':')[0].rstrip('.')}."
 
 
 def _methods(run: Run) -> Table:

@@ -21,7 +21,18 @@ def summary(run: Run) -> str:
         parts.append(f"{kind}{counted(model['parameters'], 'parameter')}")
     if optimizer:
         parts.append(_optimizer(run, optimizer))
+    if (size := batch(run)) is not None:
+        parts.append(f"batches of {size:,}")
     return " · ".join([*parts, step_text(run), *(["no end recorded"] if has_no_end(run) else [])])
+
+
+def batch(run: Run) -> int | None:
+    """The batch that a probe of gradient noise was told or saw, in examples."""
+    for probe in ("noise_stream", "noise_scale", "batch_sharpness"):
+        last = run.last(probe, "batch_size")
+        if last is not None and last.value is not None:
+            return round(last.value)
+    return None
 
 
 def has_no_end(run: Run) -> bool:

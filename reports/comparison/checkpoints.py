@@ -65,9 +65,9 @@ def compose_checkpoints(branches: Sequence[Branch], only: Collection[str] | None
         methods=methods(runs, documents, quantities),
         skipped=skipped(runs, documents),
         sheets=(
-            Sheet("settings", "What was set differently", "", settings(runs), "Nothing that the checkpoints hold."),
             strip(runs, documents),
             Sheet("matched", "Differences at equal loss", HOW, table(found, runs), "Nothing was measured in both."),
+            Sheet("settings", "What was set differently", "", settings(runs), "Nothing that the checkpoints hold."),
         ),
     )
 

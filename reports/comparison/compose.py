@@ -25,8 +25,8 @@ from reports.words import counted
 HOW = (
     "The line through the checks of the last half of the common steps, at its middle; ± is what one more check would "
     "be off by, and more where a run wanders slowly. ✓ better, ✗ worse, ≠ different with no better direction, "
-    "? unclear: within twice the error of the difference. Another seed is not in these errors: that takes several runs "
-    "of each setting."
+    "? unclear: within twice the error of the difference; losses, curvatures and what else ranges over orders of "
+    "magnitude are judged by their ratio. Another seed is not in these errors: that takes several runs of each setting."
 )
 HOW_MATCHED = (
     "Where each smoothed loss first falls to the lowest level that both reach, 5 % of the way back up. The six checks "
@@ -65,7 +65,6 @@ def compose_runs(runs: Sequence[Contender], only: Collection[str] | None = None)
         methods=methods(runs, documents, quantities),
         skipped=skipped(runs, documents),
         sheets=(
-            Sheet("settings", "What was set differently", "", settings(runs), _SAME),
             strip(runs, documents),
             Sheet(
                 "differences",
@@ -80,6 +79,7 @@ def compose_runs(runs: Sequence[Contender], only: Collection[str] | None = None)
                 " ".join(f"{pair.run.name}: {pair.reason}." for pair in at_loss if pair.reason)
                 or "No loss was measured.",
             ),
+            Sheet("settings", "What was set differently", "", settings(runs), _SAME),
         ),
     )
 

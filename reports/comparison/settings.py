@@ -11,6 +11,7 @@ from probes.run import Run
 from reports.comparison.contender import Contender
 from reports.comparison.differences import MOST_COLUMNS
 from reports.document import Table
+from reports.facts import batch
 from reports.learning_rate.rates import rates_in_force
 from reports.words import counted
 
@@ -69,8 +70,8 @@ def _settings(run: Run) -> Iterator[tuple[str, str]]:
             yield from _flat(f"around it, {place + 1}", wrapper)
     if rates := _rates(run):
         yield "rate over the run", rates
-    if size := _batch(run):
-        yield "batch", size
+    if (size := batch(run)) is not None:
+        yield "batch", counted(size, "example")
     if model:
         yield "model", str(model.get("class"))
         yield "parameters", f"{model.get('parameters', 0):,}"
@@ -112,15 +113,6 @@ def _rates(run: Run) -> str:
     if not len(finite) or not run.layers("learning_rate", "lr") or finite.max() - finite.min() <= 1e-6 * finite.max():
         return ""
     return f"{finite[0]:.4g} at first, {finite.max():.4g} at most, {finite[-1]:.4g} at last"
-
-
-def _batch(run: Run) -> str:
-    """The batch that a probe of gradient noise was told or saw."""
-    for probe in ("noise_stream", "noise_scale", "batch_sharpness"):
-        last = run.last(probe, "batch_size")
-        if last is not None and last.value is not None:
-            return counted(round(last.value), "example")
-    return ""
 
 
 def _text(value: Any) -> str:

@@ -109,7 +109,7 @@ def _held(source: _Source, held: HeldUp, size: float, last: Record, drawn: bool)
     assert last.value is not None
     return Finding(
         id=source.id,
-        level="warn",
+        level="fail" if held.lost else "warn",
         claim=f"Noise holds the loss up: {held}, and batches of {size:g} are far below the gradient noise scale, "
         f"{format_value(last.value, last.error)} examples at step {last.step}.",
         value=Estimate(last.value, last.error or 0.0, "standard error", method_of(last)),

@@ -18,6 +18,9 @@ APART = 10.0
 HIGH = 0.1
 """A loss below this share of the first has been learnt, whatever it does then."""
 
+LOST = 1.5
+"""Times the lowest loss of the first half: noise then takes more than steps gain."""
+
 LATE, EARLY = 3, 2
 """Checks of the loss that either half of a run has to have."""
 
@@ -40,6 +43,11 @@ class HeldUp:
     at: int
     since: int
     level: float
+
+    @property
+    def lost(self) -> bool:
+        """Whether what had been learnt is being lost."""
+        return self.level > LOST * self.lowest
 
     def __str__(self) -> str:
         return f"{self.level:.3g} in the median since step {self.since}, after {self.lowest:.3g} at step {self.at}"

@@ -40,7 +40,8 @@ def to_terminal(document: Document, *, width: int | None = None, color: bool = F
         console.print(_beside(_badge(document.level), Text(printable(document.diagnosis), style="bold")))
         about = " · ".join(part for part in (document.title, document.summary) if part)
         console.print(_beside("", Text(printable(about), style="dim", overflow="fold")))
-        for sheet in document.sheets:
+        # What the runs are comes first, and what to do about them before long tables.
+        for sheet in document.sheets[:1]:
             _print_sheet(console, sheet)
         console.print()
         console.print(Text(" · ".join(words for _, words in counts(findings)) or "No findings."))
@@ -50,6 +51,8 @@ def to_terminal(document: Document, *, width: int | None = None, color: bool = F
                 console.print()
             previous = finding.level
             console.print(_finding(finding))
+        for sheet in document.sheets[1:]:
+            _print_sheet(console, sheet)
         _print_skipped(console, document)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 

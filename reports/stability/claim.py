@@ -11,7 +11,7 @@ from diagnostics.estimate import format_value
 from probes.run import Run
 from probes.run.reader import Series
 from reports.stability.deciding import Basis, Deciding, at_rest
-from reports.stability.regime import Verdict
+from reports.stability.regime import FAR_BEYOND, Verdict
 from reports.words import counted
 
 NAMES: dict[Basis, str] = {
@@ -35,12 +35,13 @@ def numbers(run: Run, judged: Verdict, decided: Deciding, loss: Series) -> str:
             f"the loss went from {loss.values[0]:.4g} to {loss.values[-1]:.4g}{_resting(run, decided)}"
         )
     if judged.regime == "swinging":
-        return f"{name} {now} at step {last.step}, after {judged.peak:.3g} at step {judged.peak_step}"
+        after = f"after {judged.peak:.3g} at step {judged.peak_step}{_beyond(judged)}"
+        return f"{name} {now} at step {last.step}, {after}"
     text = f"{name} {now} at step {last.step}"
     if judged.checks > 1:
         text += f", {'up' if judged.last > judged.first else 'down'} from {judged.first:.2g}"
         if judged.regime == "catapult":
-            text += f", after {judged.peak:.3g} at step {judged.peak_step}"
+            text += f", after {judged.peak:.3g} at step {judged.peak_step}{_beyond(judged)}"
         elif judged.regime == "stable" and judged.peak > max(judged.first, 2 * judged.last):
             text += f", highest {judged.peak:.2g} at step {judged.peak_step}"
         elif (
@@ -67,6 +68,11 @@ def _highest(judged: Verdict) -> str:
     if judged.edge < 1:
         text += f", {judged.peak / judged.edge:.2g} times the edge of small batches ({judged.edge:.2g})"
     return text
+
+
+def _beyond(judged: Verdict) -> str:
+    """At how many checks steps were too long."""
+    return f", and above {FAR_BEYOND:g} at {judged.beyond} of {judged.checks} checks" if judged.beyond > 1 else ""
 
 
 def _few(run: Run, judged: Verdict) -> str:

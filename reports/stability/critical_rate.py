@@ -114,7 +114,10 @@ def _meaning(beyond: bool, rising: int, astray: bool) -> str:
             text + "There is none where the step leads uphill: momentum or the noise of former steps carries it "
             "there, and what is gained is gained over many of them."
         )
-    return text + "Below it each step helps."
+    return (
+        text
+        + "Below it such a step helps. The noise of small batches, and sharp directions off this one, are not in it."
+    )
 
 
 def _falling(run: Run, steps: list[int]) -> bool:

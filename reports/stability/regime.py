@@ -36,6 +36,8 @@ PLATEAU = 0.6
 """One that ends above this share of the first, and above UNMOVED of what it was at the last overlong step of a first
 half, is stuck too: the frequencies of its tokens alone bring a language model that far."""
 RECENT = 5
+LATE = 2
+"""Checks after which a loss that is high has not come back."""
 CALM = 0.5
 """A ratio below this, between others far beyond the edge, is what a throw left behind and no state of rest."""
 MOST_MARGIN = 0.15
@@ -57,6 +59,8 @@ class Verdict:
         level: the ratio of late, the median of a few checks.
         margin: how far the truth may be from it.
         checks: how many finite ratios there are.
+        beyond: how many of them were clearly far above 1.
+        lost: whether the loss is far above its lowest.
     """
 
     regime: Regime
@@ -69,6 +73,8 @@ class Verdict:
     level: float
     margin: float
     checks: int
+    beyond: int
+    lost: bool
 
 
 def judge(
@@ -112,6 +118,8 @@ def judge(
         level=level,
         margin=margin,
         checks=len(values),
+        beyond=int((values - errors > FAR_BEYOND).sum()),
+        lost=_risen_far(loss.values),
     )
 
 
@@ -167,11 +175,21 @@ def _hardly_fallen(loss: Series, since: int) -> bool:
 
 
 def _lost(losses: numpy.ndarray) -> bool:
-    """Whether what had been learnt is gone: back at the first loss, or far above the lowest and no small part of it."""
+    """Whether what had been learnt is gone: back at the first loss, or far above the lowest."""
+    return bool(len(losses) and (_of_late(losses) >= 0.9 * losses[0] or _risen_far(losses)))
+
+
+def _risen_far(losses: numpy.ndarray) -> bool:
+    """Whether the loss is far above its lowest, and no small part of the first."""
     if not len(losses):
         return False
-    back = losses[-1] >= 0.9 * losses[0]
-    return bool(back or (losses[-1] > LOST * numpy.nanmin(losses) and losses[-1] > 0.1 * losses[0]))
+    now = _of_late(losses)
+    return bool(now > LOST * numpy.nanmin(losses) and now > 0.1 * losses[0])
+
+
+def _of_late(losses: numpy.ndarray) -> float:
+    """The lowest loss of late: one check alone may have met a spike."""
+    return float(numpy.fmin.reduce(losses[-min(LATE, max(1, len(losses) // 2)) :]))
 
 
 def _above_its_start(losses: numpy.ndarray) -> bool:

@@ -78,6 +78,7 @@ REGIMES: dict[Regime, Words] = {
         "than once in a run it is a sign of too high a rate.",
         (
             "If the spike hurt, start with a warm-up, or lengthen it: curvature then falls without one.",
+            "Lower the learning rate if it happens again, or if units died on the way.",
             "Clip gradients: it bounds how far one step can throw the run.",
         ),
     ),
@@ -134,6 +135,15 @@ BATCHES: dict[Regime, Words] = REGIMES | {
     ),
 }
 """By batch sharpness."""
+
+LOST_AT_EDGE = Words(
+    "warn",
+    "The run is at the edge of stability, and the loss has been lost there",
+    "Steps are as long as curvature allows, which by itself is usual; but the loss has gone back up and has stayed "
+    "there. Steps that are too long, or too noisy, for what was learnt do that.",
+    (*SHORTER, LARGER_BATCHES),
+)
+"""Where the loss is far above its lowest."""
 
 BETWEEN = Words(
     "ok",

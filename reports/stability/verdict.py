@@ -20,6 +20,7 @@ from reports.stability.regime_words import (
     BETWEEN,
     ELSEWHERE,
     LONG_BY_ANALOGY,
+    LOST_AT_EDGE,
     LOWER,
     REGIMES,
     TRIAL_AT_ONE,
@@ -102,6 +103,8 @@ def measured_without_batch_statistics(run: Run) -> bool:
 
 
 def _words(judged: Verdict, decided: Deciding, small: float | None, loss: Series) -> Words:
+    if judged.regime == "edge" and judged.lost and decided.basis != "realised":
+        return LOST_AT_EDGE
     if decided.basis == "batch":
         return _by_batches(judged, decided, small)
     if decided.basis == "whole" or judged.regime in ("diverged", "blown up"):

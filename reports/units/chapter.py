@@ -89,7 +89,9 @@ def _since(run: Run, kind: str, layer: str) -> str:
     fine = numpy.flatnonzero(~(counts.values >= NOTABLE * totals.values))
     if not len(fine):
         return f"{FROM_THE_START} {int(counts.steps[0])} on"
-    return f", since step {int(counts.steps[fine[-1] + 1])}" if fine[-1] + 1 < len(counts) else ""
+    if fine[-1] + 1 == len(counts):
+        return ""
+    return f"; {NOTABLE:.0%} or more since step {int(counts.steps[fine[-1] + 1])}"
 
 
 def _all_well(run: Run, layers: list[str]) -> Finding:

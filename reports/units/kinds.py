@@ -37,7 +37,7 @@ KINDS = (
         "dead",
         "have no output and no slope on any sample",
         True,
-        "No gradient can reach the weights of a dead unit, so it will not come back by itself.",
+        "No gradient can reach the weights of a dead unit, so it hardly ever comes back by itself.",
         (
             "Lower the learning rate or lengthen the warm-up: dead ReLU units mostly come from a few large steps.",
             "Use an activation with a slope everywhere (leaky ReLU, GELU), or add normalisation before it.",

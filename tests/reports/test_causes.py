@@ -32,6 +32,16 @@ def test_what_dead_units_cut_off_points_to_them() -> None:
     assert pointing == {"units/gradient_dormant", "units/outliers"}
 
 
+def test_units_that_die_of_noise_point_to_it_and_those_that_were_dead_before_do_not() -> None:
+    noise, loss = finding("noise_scale/batch", "fail"), finding("training/loss", "warn")
+    ordered = causes_first((finding("units/dead", "fail"), loss, noise))
+    assert ordered[0] is noise
+    assert all("claim of noise_scale/batch" in one.advice[0] for one in ordered[1:])
+    ordered = causes_first((noise, finding("units/dead_at_start", "fail"), loss))
+    assert ordered[0].id == "units/dead_at_start"
+    assert all("claim of units/dead_at_start" in one.advice[0] for one in ordered[1:])
+
+
 def test_a_warning_explains_nothing_and_a_first_cause_explains_all() -> None:
     assert causes_first((finding("training/loss", "warn"), finding("units/dead", "warn")))[0].advice == ("do this",)
     ordered = causes_first(tuple(finding(id, "fail") for id in ("training/loss", "units/dead", "sharpness/regime")))

@@ -251,13 +251,13 @@ def test_only_some_chapters_and_always_the_loss() -> None:
     assert names == {"loss", "share of dead units", "share of dormant units"}
 
 
-def test_settings_come_first_and_only_those_that_differ() -> None:
+def test_settings_come_last_and_only_those_that_differ() -> None:
     one, other = planted(150, 0), planted(150, 1)
     one.header["versions"], other.header["versions"] = {"torch": "2.10"}, {"torch": "2.13"}
     other.header["optimizer"] = {"class": "Adam", "groups": [{"lr": 0.1, "betas": [0.9, 0.999], "amsgrad": False}]}
     sheets = Report.from_runs(one, other).document.sheets
-    assert [one.id for one in sheets] == ["settings", "runs", "differences", "matched"]
-    assert sheets[0].table.rows == (
+    assert [one.id for one in sheets] == ["runs", "differences", "matched", "settings"]
+    assert sheets[-1].table.rows == (
         ("optimizer", "SGD", "Adam"),
         ("betas", None, "[0.9, 0.999]"),
         ("momentum", "0.9", None),

@@ -70,14 +70,16 @@ STUCK = [2.3, 0.6, 0.55, 1.0, 1.4, 1.7, 0.7, 1.3]
 @pytest.mark.parametrize(
     ("batch", "loss", "level"),
     [
-        (1.0, STUCK, "warn"),
+        (1.0, STUCK, "fail"),
+        # No lower than before, and no higher either.
+        (1.0, [2.3, 0.6, 0.55, 0.7, 0.6, 0.65, 0.7, 0.6], "warn"),
         # It still falls, or has been learnt and only swings; batches are of the order of the scale; too few checks.
         (1.0, [2.3, 1.6, 1.3, 1.1, 0.9, 0.8, 0.7, 0.65], "ok"),
         (1.0, [2.3, 0.3, 0.05, 0.04, 0.06, 0.05, 0.07, 0.05], "ok"),
         (32.0, STUCK, "ok"),
         (1.0, STUCK[:4], "ok"),
     ],
-    ids=["stuck", "falling", "learnt", "larger", "short"],
+    ids=["lost", "stuck", "falling", "learnt", "larger", "short"],
 )
 def test_noise_holds_a_loss_up_only_where_batches_are_far_too_small_and_it_is_stuck(
     batch: float, loss: list[float], level: str
@@ -86,7 +88,7 @@ def test_noise_holds_a_loss_up_only_where_batches_are_far_too_small_and_it_is_st
     run = run_of({SIMPLE: [60.0] * checks, BATCH: [batch] * checks, ("sharpness", "loss"): loss}, error=5.0)
     (finding,) = noise.read(run).findings
     assert (finding.id, finding.level) == ("noise_scale/batch", level)
-    if level == "warn":
+    if level == "fail":
         assert finding.claim.startswith(
             "Noise holds the loss up: 1.35 in the median since step 40, after 0.55 at step 20"
         )

@@ -39,6 +39,9 @@ def chapter_of(ratios: list[float], losses: list[float] | None = None) -> tuple[
         ("catapult", "warn", [1.25, 1.2, 0.7, 0.64, 0.64, 0.64, 0.64], [1.0, 25.0, 2.0, 0.5, 0.1, 0.01, 0.0]),
         # and not where a small loss only swings, as at the edge.
         ("edge", "ok", [0.5, 0.9, 1.2, 1.1, 1.05, 1.1, 1.05], [1.0, 0.5, 0.02, 0.05, 0.01, 0.03, 0.01]),
+        # Where the loss is far above its lowest, and has stayed there, the edge is not the usual state.
+        ("edge", "warn", [0.5, 0.9, 1.1, 1.0, 1.05, 1.1, 1.05], [2.3, 0.5, 0.3, 0.3, 1.2, 1.4, 1.3]),
+        ("edge", "ok", [0.5, 0.9, 1.1, 1.0, 1.05, 1.1, 1.05], [2.3, 0.5, 0.3, 0.3, 0.3, 0.3, 1.3]),
         ("beyond", "fail", [0.9, 1.5, 1.6, 1.7, 1.8, 1.9], [1.0, 1.1, 1.2, 1.3, 1.4, 1.5]),
         # Thrown so far that the network is flat and dead: a low ratio then is no recovery.
         ("blown up", "fail", [1.1, 3.5e7, 0.4, 0.4, 0.4, 0.4, 0.4], [2.3, 1e4, 2.3, 2.3, 2.3, 2.3, 2.3]),
