@@ -1,4 +1,4 @@
-"""Faults planted in real runs on the digits stand first in their reports, and nothing is alleged in the healthy ones."""
+"""Faults planted in real runs on the digits stand first in their reports, and nothing is alleged in healthy ones."""
 
 from __future__ import annotations
 
