@@ -11,8 +11,10 @@ from reports.comparison.differences import Difference, judged
 from reports.comparison.matched_loss import Matched
 from reports.comparison.quantities import Better
 from reports.document import Document, Sheet, Table
+from reports.facts import batch
 from reports.finding import LEVELS, Finding, Level, worst_first
 from reports.render.levels import WORD, counts
+from reports.stability.verdict import loss_of
 
 CITATION = "Optimizers Qualitatively Alter Solutions And We Should Leverage This, arXiv 2507.12224"
 
@@ -25,15 +27,18 @@ _MATCHED = (
 
 
 def strip(runs: Sequence[Contender], documents: Sequence[Document]) -> Sheet:
-    """A row for each run: its level, what it was, and its worst finding."""
+    """A row for each run: its level, where its loss ended, what it was, and its worst finding."""
     rows = []
     for one, document in zip(runs, documents, strict=True):
         bad = [finding for finding in worst_first(document.findings) if finding.level in BAD]
         worst = "; ".join(first_clause(finding.claim) for finding in bad[:2]) or None
         said = ", ".join(words for _, words in counts(document.findings))
         same = f"the same run as {one.same_as}" if one.same_as else document.summary
-        rows.append((one.name, WORD[document.level], worst, said or "no findings", same))
-    return Sheet("runs", "Runs", "", Table(("run", "verdict", "its worst", "counts", "what it was"), tuple(rows)), "")
+        loss = loss_of(one.run)
+        end = float(f"{loss.values[-1]:.4g}") if len(loss) else None
+        rows.append((one.name, WORD[document.level], end, worst, said or "no findings", same))
+    columns = ("run", "verdict", "loss at its end", "its worst", "counts", "what it was")
+    return Sheet("runs", "Runs", "", Table(columns, tuple(rows)), "")
 
 
 def of_runs(runs: Sequence[Contender], documents: Sequence[Document]) -> list[Finding]:
@@ -117,13 +122,18 @@ def at_matched_loss(found: Sequence[Matched]) -> Finding | None:
 def _matched(one: Matched) -> str:
     if one.level is None:
         return f"{one.run.name} and {one.reference.name} are not comparable at equal loss: {one.reason}."
-    at = one.level.steps
+    at = [_when(each, step) for each, step in zip((one.reference, one.run), one.level.steps, strict=True)]
     clear = [other.name for other in one.differences[1:] if other.verdict not in ("unclear", "equal")]
     differ = f"they differ there in {listed(clear)}" if clear else "nothing else is told apart there"
     return (
-        f"{one.run.name} falls to a loss of {one.level.loss:.3g} at step {at[1]:.0f}, {one.reference.name} at step "
-        f"{at[0]:.0f}; {differ}."
+        f"{one.run.name} falls to a loss of {one.level.loss:.3g} at {at[1]}, {one.reference.name} at {at[0]}; {differ}."
     )
+
+
+def _when(run: Contender, step: float) -> str:
+    """The step, and where the batch is known how many examples had been seen: batches may differ."""
+    size = batch(run.run)
+    return f"step {step:.0f}" + ("" if size is None else f" ({step * size:,.0f} examples)")
 
 
 def diagnose(runs: Sequence[Contender], documents: Sequence[Document], found: Sequence[Difference]) -> str:
@@ -233,7 +243,7 @@ def listed(names: Sequence[str], most: int = 3) -> str:
 
 def first_clause(claim: str) -> str:
     """What is claimed, without the numbers behind it."""
-    return claim.partition(": ")[0].rstrip(".")
+    return claim.partition(": ")[0].partition("; ")[0].rstrip(".")
 
 
 def _all(runs: Sequence[Contender]) -> str:

@@ -48,12 +48,13 @@ def tails(run: Run) -> list[Finding]:
     heavy = _is_heavy(run, step)
     share, index = _at(run, "top_share", step), _at(run, "tail_index", step)
     told = "" if index is None else f" (tail index {index})"
+    usual = ", which is usual once most are learned" if heavy and not waiting else ""
     return [
         Finding(
             id=ID,
             level="warn" if waiting else "ok",
             claim=f"The hundredth of examples with the longest gradients makes {float(share or 0):.0%} of the "
-            f"gradient noise at step {step}{told}.",
+            f"gradient noise at step {step}{told}{usual}.",
             value=share if share is None else replace(share, how=method_of(last)),
             threshold=f"half of the noise, or a tail index below {HEAVY:g}",
             meaning=_OUTLIERS if waiting else _USUAL if heavy else "Noise scales are those of the data, not of a few.",

@@ -52,7 +52,7 @@ REGIMES: dict[Regime, Words] = {
         SHORTER,
     ),
     "swinging": Words(
-        "warn",
+        "fail",
         "Steps keep throwing the run past the edge and back",
         "Each time the ratio is far above 1 a step overshoots and throws the run to a flatter region, from where it "
         "sharpens again. What is learnt in between is partly lost, and units can die on the way.",
