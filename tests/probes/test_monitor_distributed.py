@@ -61,7 +61,7 @@ def test_rank_zero_writes_and_every_rank_trains_as_if_alone(folder: Path) -> Non
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
         )
         for rank in range(2)
     ]

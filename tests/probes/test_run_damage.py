@@ -43,7 +43,7 @@ def test_a_killed_training_can_be_read_and_continued(toy: Toy, folder: Path) -> 
         [sys.executable, "-c", TRAIN_FOREVER, str(folder)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert process.stdout.readline() == b"twenty\n"
     process.send_signal(signal.SIGKILL)

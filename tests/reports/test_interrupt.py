@@ -70,7 +70,6 @@ def test_ctrl_c_keeps_what_was_measured_and_still_writes_the_report(tmp_path: Pa
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     calls, patience = tmp_path / "calls", time.monotonic() + 120
     while not (calls.exists() and calls.stat().st_size > 5) and process.poll() is None and time.monotonic() < patience:
