@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
+from reports.comparison.alike import set_alike
 from reports.comparison.contender import Contender
 from reports.comparison.differences import Difference, differences, reference_of, table
 from reports.comparison.figures import against_loss, overlaid
@@ -49,6 +50,7 @@ def compose_runs(runs: Sequence[Contender], only: Collection[str] | None = None)
     against = runs[reference_of(runs, quantities)].name
     findings = of_runs(runs, documents)
     findings += nothing_in_common(found)
+    findings += set_alike(runs, documents)
     swept = sweeps(runs, quantities)
     findings += [*(sensitivity(one) for one in swept), *transfer(swept)]
     findings += [one for one in (at_matched_loss(at_loss),) if one is not None]

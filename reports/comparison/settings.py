@@ -21,6 +21,8 @@ LEFT_OUT = ("schema_version", "id", "created", "notes", "file", "step")
 OFF = {None, "False", "None", "0", "{}"}
 """A switch that is off and one that is not there."""
 
+COMMAND = "argv"
+
 LONGEST = 60
 """Longer settings are cut; the run's header has them whole."""
 
@@ -38,6 +40,11 @@ def settings(runs: Sequence[Contender]) -> Table:
             rows += [(name, *values)] if len(runs) <= MOST_COLUMNS else _by_value(name, values, runs)
     columns = [one.name for one in runs] if len(runs) <= MOST_COLUMNS else ["value", "in the runs"]
     return Table(("setting", *columns), tuple(rows))
+
+
+def recorded(run: Run) -> Iterator[tuple[str, str]]:
+    """Names and values of all that was set, the command line left out."""
+    return ((name, value) for name, value in _settings(run) if name != COMMAND)
 
 
 def _by_value(name: str, values: Sequence[str | None], runs: Sequence[Contender]) -> list[tuple[str | None, ...]]:

@@ -251,6 +251,18 @@ def test_only_some_chapters_and_always_the_loss() -> None:
     assert names == {"loss", "share of dead units", "share of dormant units"}
 
 
+def test_runs_that_were_set_alike_and_fared_differently_are_named() -> None:
+    runs = {name: planted(150, seed) for seed, name in enumerate("abc")}
+    assert "comparison/set_alike" not in {one.id for one in Report.from_runs(*runs.values()).findings}, "all are well"
+    runs["b"] = planted(150, 1, dead=40.0)
+    runs["c"].header["optimizer"] = {"class": "Adam", "groups": [{"lr": 0.1}]}
+    for name, run in runs.items():
+        run.header["argv"] = [f"{name}.py"]
+    found = {one.id: one for one in Report.from_runs(*runs.values()).findings}["comparison/set_alike"]
+    assert found.claim == "run 1 and run 2 were set alike and fared differently: run 1 OK and run 2 Fail."
+    assert "40 of 64 units" in found.advice[0]
+
+
 def test_settings_come_last_and_only_those_that_differ() -> None:
     one, other = planted(150, 0), planted(150, 1)
     one.header["versions"], other.header["versions"] = {"torch": "2.10"}, {"torch": "2.13"}
