@@ -20,7 +20,6 @@ from dataclasses import dataclass
 
 import numpy
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 from diagnostics.arguments import require_objective
@@ -134,6 +133,9 @@ def _correlation(one: Draws, other: Draws, how: str) -> Estimate:
 
 
 def _spearman(one: Draws, other: Draws) -> float:
+    # Most of a second to import, which everybody would wait for.
+    from scipy.stats import rankdata
+
     with numpy.errstate(all="ignore"):
         first, second = (rankdata(values) - (len(values) + 1) / 2 for values in (one, other))
         return float(first @ second / math.sqrt(first @ first * (second @ second)))
