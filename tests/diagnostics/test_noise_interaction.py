@@ -40,7 +40,7 @@ def _regression(examples: int = 40, **settings: object) -> tuple[nn.Module, tupl
 
 
 def test_intervals_of_draws_cover_the_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At 95 %, over 150 seeds of 60 draws: four standard deviations of the share are .07."""
+    """At 95 %, over 300 seeds of 60 draws: four standard deviations of the share are .05."""
     model, batch, objective = _regression(12)
     hessian, seen = Hessian(objective), {}
 
@@ -53,10 +53,10 @@ def test_intervals_of_draws_cover_the_closed_form(monkeypatch: pytest.MonkeyPatc
     # Reached by its name: as an attribute, ``diagnostics.stability`` is a function.
     monkeypatch.setattr(sys.modules["diagnostics.stability.noise_interaction"], "finite_gradient", remembered)
     truth = noise_identity(model, lambda m, b: nn.functional.mse_loss(m(b[0]), b[1]), batch, 3)
-    found = [gradient_noise_interaction(objective, 3, draws=60, seed=seed, hessian=hessian) for seed in range(150)]
+    found = [gradient_noise_interaction(objective, 3, draws=60, seed=seed, hessian=hessian) for seed in range(300)]
     assert {estimate.kind for estimate in found} == {"standard error"}
     covered = sum(low <= truth <= high for low, high in (estimate.interval() for estimate in found)) / len(found)
-    assert 0.88 <= covered <= 0.995
+    assert 0.9 <= covered <= 0.995
     assert all(0.02 < estimate.error / estimate.value < 0.6 for estimate in found), "neither empty nor everything"
 
 

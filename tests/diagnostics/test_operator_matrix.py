@@ -71,7 +71,7 @@ def test_every_operator_is_its_dense_twin(case: Case, kind: type[Operator], ragg
     assert ("central differences" in operator.route) == differenced
 
 
-@pytest.mark.parametrize("case", LIKELIHOODS[::3], ids=_ids)
+@pytest.mark.parametrize("case", LIKELIHOODS, ids=_ids)
 def test_fisher_with_drawn_labels_is_symmetric_and_nowhere_negative(case: Case) -> None:
     for ragged in (False, True):
         F = Fisher(case.objective(ragged=ragged), samples=2)

@@ -70,7 +70,11 @@ def test_the_fault_stands_first(
     assert any(advice in line for line in first.advice)
 
 
-@pytest.mark.parametrize(("make", "batch"), [(_adam(1e-3), 64), (_sgd(0.1), 16)], ids=["adam", "small batches"])
+@pytest.mark.parametrize(
+    ("make", "batch"),
+    [(_adam(1e-3), 64), (_sgd(0.1), 64), (_sgd(0.1), 16)],
+    ids=["adam", "sgd", "small batches"],
+)
 def test_nothing_is_alleged_in_a_healthy_run(tmp_path: Path, make: Make, batch: int) -> None:
     report = _report(tmp_path / "run", make, batch, 320)
     assert [one.claim for one in report.findings if one.level in ("fail", "warn")] == []
