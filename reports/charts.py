@@ -23,6 +23,9 @@ from reports.document import curve_id
 MOST_COLUMNS = 120
 """More columns than this cannot be told apart in print."""
 
+CONTOURS = 14
+"""Of a loss on a plane."""
+
 LONGEST_NAME = 28
 """Longer layer names are cut."""
 
@@ -132,6 +135,23 @@ def heatmap(
     bar = canvas.colorbar(mesh, ax=axes, pad=0.02, shrink=0.9)
     bar.set_label(label)
     bar.outline.set_visible(False)
+
+
+def contours(axes: Axes, grid: numpy.ndarray, color: str) -> None:
+    """Contours of a loss on a plane, evenly spaced in the logarithm where it is positive.
+
+    Args:
+        axes: drawn on.
+        grid: (1 + m, 1 + n): the losses, with the places along x in the first row, those along y in the first column.
+        color: of the lines.
+    """
+    losses = numpy.ma.masked_invalid(grid[1:, 1:])
+    low, high = float(losses.min()), float(losses.max())
+    spaced = numpy.geomspace(low, high, CONTOURS) if low > 0 else numpy.linspace(low, high, CONTOURS)
+    axes.grid(False)
+    if high > low:
+        drawn = axes.contour(grid[0, 1:], grid[1:, 0], losses, levels=spaced, colors=color, linewidths=1.0)
+        axes.clabel(drawn, fontsize=7.5, fmt=lambda level: f"{level:.3g}", colors=palette.INK)
 
 
 def dots(canvas: Canvas, names: Sequence[str], values: Sequence[float], xlabel: str) -> None:

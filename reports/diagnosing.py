@@ -111,7 +111,8 @@ def _path(options: argparse.Namespace, paths: list[Path], only: Collection[str] 
 
 def _objective(options: argparse.Namespace) -> str | None:
     """What makes the objective, if anything does."""
-    return options.task or options.text  # type: ignore[no-any-return]
+    given: str | None = options.task or options.text
+    return given
 
 
 def _text(options: argparse.Namespace) -> Path | None:

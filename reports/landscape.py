@@ -11,14 +11,13 @@ from diagnostics.estimate import exact
 from probes.run import Record, Run
 from reports import palette
 from reports.chapter import Chapter, method_of, reason_missing, unmeasured
+from reports.charts import contours
 from reports.document import Figure, Table
 from reports.finding import Finding
 
 ID = "landscape/slices"
 CITATION = "Li et al., arXiv 1712.09913; Goodfellow et al., arXiv 1412.6544"
 LINES = ("random", "sharpest", "second sharpest")
-LEVELS = 14
-"""Contours of a plane."""
 
 
 def read(run: Run) -> Chapter:
@@ -120,12 +119,6 @@ def _plane(grid: numpy.ndarray) -> Figure:
 
 def _draw_plane(grid: numpy.ndarray, canvas: Canvas) -> None:
     axes = canvas.subplots()
-    losses = numpy.ma.masked_invalid(grid[1:, 1:])
-    low, high = float(losses.min()), float(losses.max())
-    spaced = numpy.geomspace(low, high, LEVELS) if low > 0 else numpy.linspace(low, high, LEVELS)
-    axes.grid(False)
-    if high > low:
-        drawn = axes.contour(grid[0, 1:], grid[1:, 0], losses, levels=spaced, colors=palette.SERIES[0], linewidths=1.0)
-        axes.clabel(drawn, fontsize=7.5, fmt=lambda level: f"{level:.3g}", colors=palette.INK)
+    contours(axes, grid, palette.SERIES[0])
     axes.plot(0.0, 0.0, marker="+", markersize=10, color=palette.EDGE, linestyle="none")
     axes.set(xlabel="second direction", ylabel="first direction", aspect="equal")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from diagnostics import DiagnosticsError, Objective
 from diagnostics.quiet import quiet
 from probes.checkpoint.contents import Checkpoint
-from probes.checkpoint.pretrained import TASK, Pretrained, open_pretrained, silent
+from probes.checkpoint.pretrained import TASK, Pretrained, open_pretrained, raised, silent
 from probes.checkpoint.text import PASSAGE, SEQUENCES, Passages, Sequences, cut, read_passages
 
 LENGTH = 128
@@ -152,7 +152,7 @@ def _tried(opened: Pretrained, ids: Tensor, known: int) -> None:
     except Exception as problem:
         raise DiagnosticsError(
             f"{opened.architecture} fails on the text",
-            given=f"{type(problem).__name__}: {' '.join(str(problem).split())[:300]}",
+            given=raised(problem),
             attempt=TASK,
         ) from problem
     scale = float(logits.nan_to_num().abs().max())

@@ -146,7 +146,7 @@ def nearest(losses: Sequence[Sequence[float]]) -> tuple[int, ...]:
     for place in finite[0]:
         level = losses[0][place]
         others = [
-            min(places, key=lambda one, each=each: apart(level, each[one]))  # type: ignore[misc]
+            min((apart(level, each[one]), one) for one in places)[1]
             for places, each in zip(finite[1:], losses[1:], strict=True)
         ]
         gap = max(apart(level, each[other]) for each, other in zip(losses[1:], others, strict=True))

@@ -106,7 +106,7 @@ def open_pretrained(checkpoint: Checkpoint, device: str | None = None) -> Pretra
         # Whatever is in the folder, and whichever library a tokenizer needs.
         except Exception as problem:
             raise DiagnosticsError(
-                f"the tokenizer in {folder.name} cannot be opened", given=_reason(problem), attempt=TASK
+                f"the tokenizer in {folder.name} cannot be opened", given=raised(problem), attempt=TASK
             ) from problem
     return Pretrained(model, tokenizer, kind, found.__name__, notes)
 
@@ -214,7 +214,7 @@ def _model(
     except Exception as problem:
         raise DiagnosticsError(
             f"transformers cannot build {found.__name__} from {folder.name}",
-            given=_reason(problem),
+            given=raised(problem),
             expected=f"a {_CONFIG} that fits the weights beside it",
             attempt=TASK,
         ) from problem
@@ -254,5 +254,6 @@ def silent() -> Iterator[None]:
             speaks.enable_progress_bar()
 
 
-def _reason(problem: BaseException) -> str:
+def raised(problem: BaseException) -> str:
+    """What another library raised, in one line."""
     return f"{type(problem).__name__}: {' '.join(str(problem).split())[:300]}"

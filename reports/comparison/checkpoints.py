@@ -162,8 +162,8 @@ def _draw(runs: Sequence[Contender], branches: Sequence[Branch], series: Sequenc
     curves = [Line(run.name, one, color=run.color, dashed=run.dashed) for run, one in zip(runs, series, strict=True)]
     lines(panel, curves, "loss", log=True)
     for run, branch in zip(runs, branches, strict=True):
-        ring = {"marker": "o", "markersize": 10, "markerfacecolor": "none", "color": run.color, "linestyle": "none"}
-        panel.plot([_step(branch)], [_loss(branch)], **ring)  # type: ignore[arg-type]
+        at, loss = [_step(branch)], [_loss(branch)]
+        panel.plot(at, loss, marker="o", markersize=10, markerfacecolor="none", color=run.color, linestyle="none")
 
 
 def _series(one: Branch) -> Series:

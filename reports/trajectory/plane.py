@@ -9,10 +9,8 @@ from matplotlib.figure import Figure as Canvas
 
 from probes.run import Run
 from reports import palette
+from reports.charts import contours
 from reports.document import Figure, Table
-
-LEVELS = 14
-"""Contours."""
 
 
 def plane_figure(run: Run) -> list[Figure]:
@@ -47,13 +45,7 @@ def plane_figure(run: Run) -> list[Figure]:
 
 def _draw(grid: numpy.ndarray, points: numpy.ndarray, canvas: Canvas) -> None:
     axes = canvas.subplots()
-    losses = numpy.ma.masked_invalid(grid[1:, 1:])
-    low, high = float(losses.min()), float(losses.max())
-    spaced = numpy.geomspace(low, high, LEVELS) if low > 0 else numpy.linspace(low, high, LEVELS)
-    axes.grid(False)
-    if high > low:
-        drawn = axes.contour(grid[1:, 0], grid[0, 1:], losses.T, levels=spaced, colors=palette.MUTED, linewidths=0.9)
-        axes.clabel(drawn, fontsize=7.5, fmt=lambda level: f"{level:.3g}", colors=palette.INK)
+    contours(axes, grid.T, palette.MUTED)
     axes.plot(points[0], points[1], color=palette.SERIES[0], marker="o", markersize=4)
     axes.plot(points[0, -1:], points[1, -1:], color=palette.SERIES[1], marker="o", markersize=8, linestyle="none")
     axes.set(xlabel="first direction, in units of weights", ylabel="second direction")
