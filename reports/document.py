@@ -103,7 +103,7 @@ class Document:
         methods: how each quantity was computed.
         skipped: everything that was not measured, and why.
         records: what all of it was computed from.
-        sheets: tables that stand before the findings.
+        sheets: tables; the first, of what is reported on, stands before the findings, the others after them.
     """
 
     title: str

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
 from reports import palette
-from reports.document import Document, Figure, Table
+from reports.document import Document, Figure, Sheet, Table
 from reports.finding import Level
 from reports.render.arrangement import Shown, arrange
 from reports.render.canvas import FONT, POINTS, drawn, report_style
@@ -60,15 +60,11 @@ def to_pdf(document: Document, path: Path) -> None:
 
 
 def layout(document: Document) -> list[list[tuple[float, Piece]]]:
-    """The pages: what stands on each and how far from the top."""
+    """The pages: what stands on each and how far from the top. The first sheet says what is reported on."""
     findings, rest = arrange(document)
     pieces = _verdict(document)
-    for sheet in document.sheets:
-        pieces += _section(sheet.title)
-        if sheet.text and sheet.table.rows:
-            pieces += paragraph(printable(sheet.text), _BODY, _MEASURE, keep=True)
-            pieces.append(Piece(5.0, keep=True))
-        pieces += _table(sheet.table, sheet.otherwise)
+    for sheet in document.sheets[:1]:
+        pieces += _sheet(sheet)
     pieces += _section("Findings")
     for shown in findings:
         pieces += _finding(shown)
@@ -78,6 +74,8 @@ def layout(document: Document) -> list[list[tuple[float, Piece]]]:
         pieces += _section("More evidence")
         for figure in rest:
             pieces += _figure(figure)
+    for sheet in document.sheets[1:]:
+        pieces += _sheet(sheet)
     pieces += _facts(document)
     pieces += _section("How it was computed") + _table(document.methods, "Nothing was computed.")
     pieces += _section("Not measured") + _table(document.skipped, "Everything that was tried was measured.")
@@ -92,6 +90,14 @@ def _verdict(document: Document) -> list[Piece]:
         *paragraph(printable(document.diagnosis), _DIAGNOSIS, WIDTH),
         *paragraph(said, _LABEL, WIDTH, gap=6.0),
     ]
+
+
+def _sheet(sheet: Sheet) -> list[Piece]:
+    pieces = _section(sheet.title)
+    if sheet.text and sheet.table.rows:
+        pieces += paragraph(printable(sheet.text), _BODY, _MEASURE, keep=True)
+        pieces.append(Piece(5.0, keep=True))
+    return pieces + _table(sheet.table, sheet.otherwise)
 
 
 def _badge(level: Level, type: Type, gap: float) -> Piece:

@@ -40,7 +40,6 @@ def to_terminal(document: Document, *, width: int | None = None, color: bool = F
         console.print(_beside(_badge(document.level), Text(printable(document.diagnosis), style="bold")))
         about = " · ".join(part for part in (document.title, document.summary) if part)
         console.print(_beside("", Text(printable(about), style="dim", overflow="fold")))
-        # What the runs are comes first, and what to do about them before long tables.
         for sheet in document.sheets[:1]:
             _print_sheet(console, sheet)
         console.print()
